@@ -4,11 +4,12 @@ PYTHON  ?= python3
 VENV    ?= .venv
 PAPER   ?= all
 SCALE   ?= smoke
+DATA    ?= phantom
 OUT     ?= runs
 BIN      = $(VENV)/bin
 READY    = $(VENV)/.medsyn-ready
 CHAPTERS = $(sort $(wildcard nbs/library/*.ipynb)) $(sort $(wildcard nbs/papers/*/model.ipynb)) nbs/index.ipynb
-export PAPER SCALE OUT
+export PAPER SCALE DATA OUT
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 # A folder of real samples beside the checkout is used by the tests when it is there; without it they skip and say so.
@@ -26,15 +27,16 @@ help:  ## list these targets
 
 env: $(READY)  ## create .venv and install medsyn into it (the other targets do this by themselves)
 
-figures: $(READY)  ## rebuild every figure and table: PAPER=all SCALE=smoke OUT=runs
-	@$(BIN)/medsyn run "$$PAPER" --scale "$$SCALE" --out "$$OUT"
+figures: $(READY)  ## rebuild every figure and table (PAPER=all SCALE=smoke DATA=phantom OUT=runs)
+	@$(BIN)/medsyn run "$$PAPER" --scale "$$SCALE" --data "$$DATA" --out "$$OUT"
 	@$(BIN)/medsyn report --out "$$OUT"
 
 test: $(READY)  ## check that notebooks, modules and README agree, lint, run every chapter and test
 	@$(BIN)/python -m pytest </dev/null
 
 notebooks: $(READY)  ## execute the chapters in place so that their stored outputs are fresh
-	@$(BIN)/python -m nbconvert --to notebook --execute --inplace --log-level WARN $(CHAPTERS)
+	@cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && \
+	MEDSYN_CACHE="$$cache" $(BIN)/python -m nbconvert --to notebook --execute --inplace --log-level WARN $(CHAPTERS)
 	@$(MAKE) --no-print-directory sync
 
 sync: $(READY)  ## export the modules, clean the notebooks, write README.md
@@ -43,7 +45,7 @@ sync: $(READY)  ## export the modules, clean the notebooks, write README.md
 	@$(MAKE) --no-print-directory readme
 
 readme: $(READY)  ## README.md from nbs/index.ipynb
-	@$(BIN)/python -m nbconvert --to markdown --log-level WARN --output-dir . --output README nbs/index.ipynb
+	@$(BIN)/python .ci/readme.py README.md
 
 clean:  ## remove the environment, caches and builds (runs/ is kept)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# %% ../nbs/library/05_blocks.ipynb #b1c7a1ba
+# %% ../nbs/library/05_blocks.ipynb #f3a3b791
 @dataclass(frozen=True)
 class Condition:
-    """What a denoiser is told besides x_t and t: `labels` (n,) int64 in 0 ... classes-1, or `classes` for "no label"; `image` (n, c, h, w) float in [-1, 1].
+    """What a denoiser is told besides x_t and t. Either may be None.
 
-    Either may be None."""
+    `labels`: (n,) int64 in 0 ... classes-1, or `classes` for "no label"; `image`: (n, c, h, w) float in [-1, 1]."""
     labels: torch.Tensor | None = None
     image: torch.Tensor | None = None
 
@@ -44,9 +44,11 @@ def sinusoidal_embedding(t, size, last_period=10_000.0, reach_last=False):
     angle = t.float()[:, None] * torch.exp(-math.log(last_period) * exponent)
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
-# %% ../nbs/library/05_blocks.ipynb #f5070209
+# %% ../nbs/library/05_blocks.ipynb #1762fd56
 class Embedding(nn.Module):
-    """Time, and optionally a label and a latent vector, as one vector (n, size). `classes` labels and "no label" = `classes`; `latent` is that vector's length."""
+    """Time (n,), and optionally a label and a latent vector, as one vector (n, size).
+
+    `hands`: length of the clock; labels are 0 ... `classes`-1, or `classes` for "no label"; `latent`: length of that vector."""
     def __init__(self, hands, size, classes=0, latent=0):
         super().__init__()
         self.hands = hands
@@ -60,9 +62,9 @@ class Embedding(nn.Module):
         if latent is not None: e = e + self.latent(latent)
         return F.silu(e)
 
-# %% ../nbs/library/05_blocks.ipynb #7a3a165d
+# %% ../nbs/library/05_blocks.ipynb #4a2bfce3
 def normalisation(channels):
-    "Group normalisation with about 16 channels a group (Wu & He 2018, table 3): the largest number of groups up to channels/16 that divides the channels."
+    "Group normalisation with 16 channels a group (Wu & He 2018, table 3), or the next larger group that divides the channels."
     groups = max(1, channels // 16)
     while channels % groups: groups -= 1
     return nn.GroupNorm(groups, channels)
@@ -74,11 +76,11 @@ def zeroed(layer):
     nn.init.zeros_(layer.bias)
     return layer
 
-# %% ../nbs/library/05_blocks.ipynb #2b912776
+# %% ../nbs/library/05_blocks.ipynb #89455703
 class ResidualBlock(nn.Module):
-    """Two convolutions on maps (n, in_channels, h, w), steered by an embedding (n, embedding) -> (n, out_channels, h, w) (Dhariwal & Nichol 2021, section 3).
+    """Two convolutions on maps (n, in_channels, h, w), steered by an embedding (n, embedding) -> (n, out_channels, h, w).
 
-    The last convolution starts at zero, so a new block returns its shortcut."""
+    The last convolution starts at zero, so a new block returns its shortcut (Dhariwal & Nichol 2021, section 3)."""
     def __init__(self, in_channels, out_channels, embedding, dropout=0.0):
         super().__init__()
         self.norm1, self.conv1 = normalisation(in_channels), nn.Conv2d(in_channels, out_channels, 3, padding=1)
@@ -93,23 +95,24 @@ class ResidualBlock(nn.Module):
         h = self.norm2(h) * (1 + scale) + shift
         return self.shortcut(x) + self.conv2(self.dropout(F.silu(h)))
 
-# %% ../nbs/library/05_blocks.ipynb #e5477415
+# %% ../nbs/library/05_blocks.ipynb #ee4293b4
 FEW_TOKENS = 256
 
 def attend(q, k, v):
-    "Softmax attention of (n, heads, tokens, channels) queries, keys and values (Vaswani et al. 2017, Eq. 1); written out where that is faster."
+    "Softmax attention of queries, keys and values (n, heads, tokens, channels), by the faster of two ways (Vaswani et al. 2017, Eq. 1)."
     if q.device.type != "cpu" or q.shape[-2] > FEW_TOKENS: return F.scaled_dot_product_attention(q, k, v)
     fit = (q * q.shape[-1]**-0.5) @ k.transpose(-1, -2)
     return fit.softmax(-1) @ v
 
-# %% ../nbs/library/05_blocks.ipynb #db8fc48c
+# %% ../nbs/library/05_blocks.ipynb #1ecbaa41
 class SelfAttention(nn.Module):
     """Every place of (n, channels, h, w) maps listens to every other, in `heads` heads; the cost grows with (h w)². Starts as the identity.
 
     `ValueError` if the heads do not divide the channels."""
     def __init__(self, channels, heads=4):
         super().__init__()
-        if channels % heads: raise ValueError(f"{channels} channels cannot be shared by {heads} attention heads: choose a width that {heads} divides, or other heads")
+        if channels % heads:
+            raise ValueError(f"{channels} channels cannot be shared by {heads} attention heads: give a width that is a multiple of {heads}")
         self.heads, self.norm = heads, normalisation(channels)
         self.qkv, self.project = nn.Linear(channels, 3*channels), zeroed(nn.Linear(channels, channels))
 

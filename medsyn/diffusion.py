@@ -8,20 +8,23 @@ __all__ = ['SCHEDULES', 'OBJECTIVES', 'DISTANCES', 'Schedule', 'schedule_from_be
            'epsilon_to_prediction', 'v_target', 'v_to_prediction', 'check_choice', 'Denoiser', 'diffusion_loss',
            'MixtureDenoiser']
 
-# %% ../nbs/library/07_diffusion.ipynb #bcf9e74b
+# %% ../nbs/library/07_diffusion.ipynb #d8716194
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from .runs import nearest
 
-# %% ../nbs/library/07_diffusion.ipynb #c85a553f
+# %% ../nbs/library/07_diffusion.ipynb #1e3c1790
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    "A noise schedule: `alpha_bar` (T,) float64 falls within (0, 1); timestep t is an index 0 ... T-1, and -1 stands for the clean image. `ValueError` otherwise."
+    """A noise schedule: `alpha_bar` (T,) float64 falls strictly within (0, 1), else `ValueError`.
+
+    A timestep t is an index 0 ... T-1; -1 stands for the clean image."""
     name: str
     alpha_bar: torch.Tensor = field(repr=False)
 
@@ -65,9 +68,11 @@ def cosine_schedule(timesteps=1000, offset=0.008, max_beta=0.999):
 # %% ../nbs/library/07_diffusion.ipynb #52035f83
 SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule}
 
-# %% ../nbs/library/07_diffusion.ipynb #90a4917a
+# %% ../nbs/library/07_diffusion.ipynb #6e7eb895
 def coefficients(alpha_bar, x):
-    "sqrt(alpha_bar) and sqrt(1 - alpha_bar), computed in float64, then in the type, device and number of axes of `x` (n, ...); `alpha_bar` (n,) or one number."
+    """sqrt(alpha_bar) and sqrt(1 - alpha_bar) of `alpha_bar` (n,) or one number, ready to multiply `x` (n, ...).
+
+    Computed in float64, then given the type, device and number of axes of x."""
     alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64)
     shaped = lambda c: c.to(x.dtype).to(x.device).view(-1, *[1]*(x.ndim - 1))
     return shaped(alpha_bar.sqrt()), shaped((1 - alpha_bar).sqrt())
@@ -113,7 +118,7 @@ def v_to_prediction(v, x_t, alpha_bar):
 OBJECTIVES = {"epsilon": Objective(epsilon_target, epsilon_to_prediction),
               "v":       Objective(v_target, v_to_prediction)}
 
-# %% ../nbs/library/07_diffusion.ipynb #320cd108
+# %% ../nbs/library/07_diffusion.ipynb #da843649
 def check_choice(name, names, what):
     "`ValueError` with the nearest name if `name` is not one of `names` (any collection)."
     if name not in names: raise ValueError(f"unknown {what} {name!r}: {nearest(name, list(names))}")
@@ -121,12 +126,13 @@ def check_choice(name, names, what):
 class Denoiser(nn.Module):
     """Turns (x_t, t, condition, optional latent) into a `Prediction` with a network called as network(x_t, t, condition[, latent]).
 
-    x_t (n, ...) float32, t (n,) int64 in 0 ... T-1; the network returns the shape of x_t in any float type. `ValueError` for an unknown objective."""
+    x_t (n, ...) float32, t (n,) int64 in 0 ... T-1; the network returns the shape of x_t in any float type.
+    `ValueError` for an unknown objective."""
     time_convention = "index"
     def __init__(self, network, schedule, objective="epsilon"):
         super().__init__()
         check_choice(objective, OBJECTIVES, "objective")
-        self.network, self.schedule, self.objective = network, schedule, OBJECTIVES[objective]
+        self.network, self.schedule, self.objective = network, schedule, objective
 
     def output(self, x_t, t, condition=None, latent=None):
         "What the network itself says, in float32."
@@ -134,9 +140,9 @@ class Denoiser(nn.Module):
         return self.network(x_t, t, condition, *more).float()
 
     def forward(self, x_t, t, condition=None, latent=None):
-        return self.objective.to_prediction(self.output(x_t, t, condition, latent), x_t, self.schedule.alpha_bar_at(t))
+        return OBJECTIVES[self.objective].to_prediction(self.output(x_t, t, condition, latent), x_t, self.schedule.alpha_bar_at(t))
 
-# %% ../nbs/library/07_diffusion.ipynb #ad7dd871
+# %% ../nbs/library/07_diffusion.ipynb #33f25e86
 DISTANCES = {"mse": nn.functional.mse_loss, "l1": nn.functional.l1_loss}
 
 def diffusion_loss(denoiser, x0, draw, condition=None, distance="mse"):
@@ -147,9 +153,9 @@ def diffusion_loss(denoiser, x0, draw, condition=None, distance="mse"):
     t, noise = draw.integers("timestep", denoiser.schedule.timesteps), draw.normal("noise", *x0.shape[1:])
     alpha_bar = denoiser.schedule.alpha_bar_at(t)
     output = denoiser.output(add_noise(x0, noise, alpha_bar), t, condition)
-    return DISTANCES[distance](output, denoiser.objective.target(x0, noise, alpha_bar))
+    return DISTANCES[distance](output, OBJECTIVES[denoiser.objective].target(x0, noise, alpha_bar))
 
-# %% ../nbs/library/07_diffusion.ipynb #c1069538
+# %% ../nbs/library/07_diffusion.ipynb #163760c5
 class MixtureDenoiser(nn.Module):
     """The exact denoiser E[x0 | x_t] of a mixture of k isotropic Gaussians; called like `Denoiser`, computes in float64.
 
@@ -161,7 +167,8 @@ class MixtureDenoiser(nn.Module):
         for name, value in (("means", means), ("sd", sd), ("weights", weights)):
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float64))
         lengths = [len(v) for v in (self.means, self.sd, self.weights)]
-        if len(set(lengths)) > 1: raise ValueError(f"a mixture needs as many means as sd and weights, got {lengths}: give one of each per component")
+        if len(set(lengths)) > 1:
+            raise ValueError(f"a mixture needs as many means as sd and weights, got {lengths}: give one of each per component")
         self.weights /= self.weights.sum()
 
     def membership(self, x_t, alpha_bar):

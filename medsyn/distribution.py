@@ -14,19 +14,21 @@ import numpy as np
 from .intervals import Estimate, bootstrap_weights, percentile_interval
 from .randomness import key
 
-# %% ../nbs/library/13_distribution.ipynb #410f749c
+# %% ../nbs/library/13_distribution.ipynb #d4e09799
 def _features(features, name):
     features = np.asarray(features, dtype=np.float64)
-    if features.ndim != 2 or len(features) < 2: raise ValueError(f"{name} features must have shape (n, d) with n >= 2, found {features.shape}")
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(f"{name} features must have shape (n, d) with n >= 2, found {features.shape}")
     if not np.isfinite(features).all(): raise ValueError(f"{name} features hold NaN or infinity: the images or the extractor are at fault")
     return features
 
 def _pair(real, fake):
     real, fake = _features(real, "real"), _features(fake, "fake")
-    if real.shape[1] != fake.shape[1]: raise ValueError(f"real features have {real.shape[1]} dimensions, fake ones {fake.shape[1]}: use one extractor")
+    if real.shape[1] != fake.shape[1]:
+        raise ValueError(f"real features have {real.shape[1]} dimensions, fake ones {fake.shape[1]}: use one extractor")
     return real, fake
 
-# %% ../nbs/library/13_distribution.ipynb #9c4f9a31
+# %% ../nbs/library/13_distribution.ipynb #d3b31aae
 @dataclass(frozen=True)
 class Gaussian:
     "The summary of a cloud of features: `mean` (d,), `covariance` (d, d), and the number `n` of images behind them; float64."
@@ -35,7 +37,7 @@ class Gaussian:
     n: float
 
 def gaussian_statistics(features, weights=None):
-    "The `Gaussian` of features of shape (n, d), optionally with counts as `weights` (n,). `ValueError` for wrong shapes or values that are not finite."
+    "The `Gaussian` of features (n, d), optionally with counts as `weights` (n,). `ValueError` for wrong shapes and values not finite."
     features = _features(features, "given")
     weights = np.ones(len(features)) if weights is None else np.asarray(weights, dtype=np.float64)
     n = weights.sum()
@@ -52,24 +54,26 @@ def frechet_distance(a, b):
     distance = ((a.mean - b.mean)**2).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2*cross
     return float(max(distance, 0.0))
 
-# %% ../nbs/library/13_distribution.ipynb #744a1a92
+# %% ../nbs/library/13_distribution.ipynb #cdd72339
 def fid(real, fake, resamples=200, seed=0, allow_rank_deficient=False):
-    """The Fréchet distance between real (n, d) and fake (m, d) features: an `Estimate` with a recentred 95 % bootstrap interval over images of both sets.
+    """The Fréchet distance between real (n, d) and fake (m, d) features: an `Estimate`, its 95 % interval a recentred bootstrap of images.
 
-    `ValueError` if either set has no more images than dimensions, unless `allow_rank_deficient`. Source: Heusel et al. 2017, Eq. 6.
+    Both sets are resampled. `ValueError` if either set has no more images than dimensions, unless `allow_rank_deficient`.
+    Source: Heusel et al. 2017, Eq. 6.
     """
     real, fake = _pair(real, fake)
     n, d = min(len(real), len(fake)), real.shape[1]
     if n <= d and not allow_rank_deficient:
-        raise ValueError(f"{n} images cannot determine a covariance of {d} dimensions: use more than {d}, use KID, or pass allow_rank_deficient=True")
+        raise ValueError(f"{n} images cannot determine a covariance of {d} dimensions: "
+                         f"use more than {d}, use KID, or pass allow_rank_deficient=True")
     value = frechet_distance(gaussian_statistics(real), gaussian_statistics(fake))
     weights = zip(*(bootstrap_weights(len(x), resamples, key(seed, name)) for x, name in ((real, "real"), (fake, "fake"))), strict=True)
     draws = [frechet_distance(gaussian_statistics(real, v), gaussian_statistics(fake, w)) for v, w in weights]
     return percentile_interval(value, draws, recentre=True, floor=0.0)
 
-# %% ../nbs/library/13_distribution.ipynb #4e37631d
+# %% ../nbs/library/13_distribution.ipynb #05a9bd3b
 def polynomial_kernel(x, y):
-    "The cubic kernel $(x \\cdot y / d + 1)^3$ between the rows of (n, d) and (m, d): shape (n, m). Source: Bińkowski et al. 2018, section 4."
+    "The cubic kernel (x · y / d + 1)³ between the rows of (n, d) and (m, d): shape (n, m). Source: Bińkowski et al. 2018, section 4."
     return (x @ y.T / x.shape[1] + 1)**3
 
 # %% ../nbs/library/13_distribution.ipynb #1221468e
@@ -84,9 +88,12 @@ def _weighted_sums(x, y, x_weights, y_weights, same):
         total += ((x_weights[:, start:start + CHUNK] @ kernel)*y_weights).sum(1)
     return total
 
-# %% ../nbs/library/13_distribution.ipynb #aeb7c8ee
+# %% ../nbs/library/13_distribution.ipynb #04ed3486
 def squared_mmd(real, fake):
-    "The unbiased estimate of the squared maximum mean discrepancy of real (n, d) and fake (m, d) features; can be below 0. Source: Gretton et al. 2012, Eq. 3."
+    """The unbiased estimate of the squared maximum mean discrepancy of real (n, d) and fake (m, d) features; can be below 0.
+
+    Source: Gretton et al. 2012, Eq. 3.
+    """
     real, fake = _pair(real, fake)
     return float(_squared_mmd(real, fake, np.ones((1, len(real))), np.ones((1, len(fake))), lambda n: n*(n - 1))[0])
 
@@ -94,24 +101,26 @@ def _squared_mmd(real, fake, v, w, pairs):
     within = _weighted_sums(real, real, v, v, True)/pairs(len(real)) + _weighted_sums(fake, fake, w, w, True)/pairs(len(fake))
     return within - 2*_weighted_sums(real, fake, v, w, False)/(len(real)*len(fake))
 
-# %% ../nbs/library/13_distribution.ipynb #454e31bf
+# %% ../nbs/library/13_distribution.ipynb #8c9d2b48
 def kid(real, fake, resamples=200, seed=0):
-    """The kernel distance between real (n, d) and fake (m, d) features: unbiased squared MMD over all pairs, with a 95 % bootstrap interval over images of both sets.
+    """The kernel distance of real (n, d) and fake (m, d) features: unbiased squared MMD over all pairs, with a 95 % bootstrap interval.
 
-    The raw value (no factor 100 or 1,000), below 0 where the sets are too alike to tell. Source: Bińkowski et al. 2018, Eq. 4.
+    Images of both sets are resampled. The raw value (no factor 100 or 1,000), below 0 where the sets are too alike to tell.
+    Source: Bińkowski et al. 2018, Eq. 4.
     """
     real, fake = _pair(real, fake)
     v, w = bootstrap_weights(len(real), resamples, key(seed, "real")), bootstrap_weights(len(fake), resamples, key(seed, "fake"))
     return percentile_interval(squared_mmd(real, fake), _squared_mmd(real, fake, v, w, lambda n: (n - 1)**2))
 
-# %% ../nbs/library/13_distribution.ipynb #7ec55d26
+# %% ../nbs/library/13_distribution.ipynb #7a30840c
 def subset_kid(real, fake, subsets=100, subset_size=50, seed=0):
-    """KID as subset protocols have it: mean of the squared MMD over random `subsets`; the interval is ± one population standard deviation between them.
+    """KID as subset protocols have it: mean of the squared MMD over random `subsets`, ± one population standard deviation between them.
 
-    Features of shape (n, d) and (m, d). `ValueError` if a set is smaller than a subset. Source: Bińkowski et al. 2018, section 4; torchmetrics' defaults.
+    Features of shape (n, d) and (m, d). `ValueError` if a set is smaller than a subset. Source: Bińkowski et al. 2018, section 4.
     """
     real, fake = _pair(real, fake)
-    if min(len(real), len(fake)) < subset_size: raise ValueError(f"subsets of {subset_size} need as many images, found {len(real)} real and {len(fake)} fake")
+    if min(len(real), len(fake)) < subset_size:
+        raise ValueError(f"subsets of {subset_size} need as many images, found {len(real)} real and {len(fake)} fake")
     rng = np.random.default_rng(key(seed, "subsets"))
     pick = lambda x: x[rng.permutation(len(x))[:subset_size]]
     values = [squared_mmd(pick(real), pick(fake)) for _ in range(subsets)]

@@ -13,12 +13,12 @@ import numpy as np
 
 from .randomness import key
 
-# %% ../nbs/library/12_intervals.ipynb #22b57287
+# %% ../nbs/library/12_intervals.ipynb #b3710bd2
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its interval. `low` and `high` in the unit of `value`, or both None; `interval` says what was resampled, at which level, how often.
+    """A number with its interval. `ValueError` if a number is not finite, or only one end is given.
 
-    `ValueError` if a number is not finite, or only one end is given.
+    `low`, `high`: in the unit of `value`, or both None; `interval`: what was resampled, at which level, how often.
     """
     value: float
     low: float | None = None
@@ -26,19 +26,20 @@ class Estimate:
     interval: str = ""
 
     def __post_init__(self):
-        if (self.low is None) != (self.high is None): raise ValueError(f"an interval needs both ends, found low {self.low} and high {self.high}")
+        if (self.low is None) != (self.high is None):
+            raise ValueError(f"an interval needs both ends, found low {self.low} and high {self.high}")
         for number in (self.value, self.low, self.high):
             if number is not None and not isfinite(number): raise ValueError(f"an estimate must be finite, found {self}")
 
     def __str__(self): return f"{self.value:.4g}" + ("" if self.low is None else f" [{self.low:.4g}, {self.high:.4g}]")
     def _repr_markdown_(self): return str(self) + (f" *({self.interval})*" if self.interval else "")
 
-# %% ../nbs/library/12_intervals.ipynb #0816bd1b
+# %% ../nbs/library/12_intervals.ipynb #19e2de3c
 def bootstrap_weights(n, resamples=200, seed=0, groups=None):
     """How often each of `n` items occurs in each bootstrap resample: float64 counts of shape (resamples, n), keyed by `seed`.
 
-    `groups`: one label per item, such as patient ids; whole groups are then drawn, so that their items share a count. `ValueError` if there is
-    nothing to resample (fewer than two items or groups). Source: Efron & Tibshirani 1993, chapter 6; for groups, Field & Welsh 2007.
+    `groups`: one label per item, such as patient ids; whole groups are then drawn, so that their items share a count.
+    `ValueError` if there are fewer than two items or groups. Source: Efron & Tibshirani 1993, chapter 6; for groups, Field & Welsh 2007.
     """
     _, member = np.unique(np.arange(n) if groups is None else np.asarray(groups), return_inverse=True)
     if len(member) != n: raise ValueError(f"groups must label every item: expected {n} labels, found {len(member)}")
@@ -47,13 +48,14 @@ def bootstrap_weights(n, resamples=200, seed=0, groups=None):
     draws = np.random.default_rng(key(seed, "bootstrap")).multinomial(count, np.full(count, 1/count), size=resamples)
     return draws[:, member].astype(np.float64)
 
-# %% ../nbs/library/12_intervals.ipynb #c5caaec5
+# %% ../nbs/library/12_intervals.ipynb #ee983605
 LEVEL = 0.95
 
 def percentile_interval(value, draws, what="bootstrap images", recentre=False, floor=None):
     """The `Estimate` whose interval holds the middle 95 % of `draws` (a statistic on resamples or repeats; any number of them, 1-D).
 
-    `what`: what varied between the draws, for the label ("bootstrap patients", "repeats"); `recentre`: shift the draws so that their mean is `value` (for statistics that resampling biases);
+    `what`: what varied between the draws, for the label ("bootstrap patients", "repeats");
+    `recentre`: shift the draws so that their mean is `value` (for statistics that resampling biases);
     `floor`: the least value that the statistic can take. Source: Efron & Tibshirani 1993, section 13.3.
     """
     draws = np.asarray(draws, dtype=np.float64)
@@ -63,13 +65,14 @@ def percentile_interval(value, draws, what="bootstrap images", recentre=False, f
     label = f"{what} {LEVEL:.0%}, {len(draws)} draws{', recentred' if recentre else ''}"
     return Estimate(float(value), float(low), float(high), label)
 
-# %% ../nbs/library/12_intervals.ipynb #941765df
+# %% ../nbs/library/12_intervals.ipynb #b688fc0f
 def mean_interval(values, resamples=200, seed=0, groups=None):
     """The mean of `values` (one per image, 1-D) with a 95 % bootstrap interval over images, or over `groups` (one patient id per value).
 
     `ValueError` if values are not finite, not 1-D, or there are fewer than two images or groups.
     """
     values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or not np.isfinite(values).all(): raise ValueError(f"expected finite values, one per image; found an array of shape {values.shape}")
+    if values.ndim != 1 or not np.isfinite(values).all():
+        raise ValueError(f"expected finite values, one per image; found an array of shape {values.shape}")
     weights = bootstrap_weights(len(values), resamples, seed, groups)
     return percentile_interval(values.mean(), weights @ values / weights.sum(1), f"bootstrap {'images' if groups is None else 'patients'}")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACCESS', 'MATCH', 'from_mapping', 'File', 'Manifest', 'is_inside', 'manifest_names', 'load_manifest', 'data_roots',
-           'locate', 'remembered_digest', 'verify', 'check', 'fetch', 'unpack']
+           'places', 'holds', 'locate', 'remembered_digest', 'verify', 'check', 'fetch', 'unpack']
 
 # %% ../nbs/library/02_manifests.ipynb #729fca1d
 import hashlib
@@ -90,7 +90,7 @@ class Manifest:
                 "patients": self.patients, "split": self.split, "not verified": "; ".join(self.unverified) or "nothing"}
         return f"**{self.name}**: {self.title}\n\n| | |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in rows.items())
 
-# %% ../nbs/library/02_manifests.ipynb #436237f4
+# %% ../nbs/library/02_manifests.ipynb #3c8bd821
 ACCESS, MATCH = ("phantom", "open", "kaggle", "registered", "local"), ("official", "substitute", "phantom")
 
 def is_inside(path):
@@ -103,6 +103,10 @@ def _problem(manifest):
     if manifest.schema != 1: return f"schema must be 1, not {manifest.schema}; this medsyn reads schema 1 only"
     for key, value, allowed in (("access", manifest.access, ACCESS), ("match", manifest.match, MATCH)):
         if value not in allowed: return f"unknown {key} {value!r}, {nearest(value, allowed)}"
+    for key in ("labels", "channels"):
+        texts = all(isinstance(value, str) for value in getattr(manifest, key))
+        if not texts: return f"{key} must be texts; put words like no and 1 in quotes"
+    if manifest.access != "phantom" and not manifest.files: return "files must name at least one file"
     if manifest.match == "substitute" and not manifest.of: return "a substitute must name the data set it stands for under 'of'"
     if manifest.access == "kaggle" and not re.fullmatch(r"[\w.-]+/[\w.-]+/versions/\d+", str((manifest.kaggle or {}).get("handle"))):
         return "kaggle: handle must be pinned, as in OWNER/NAME/versions/3"
@@ -133,19 +137,25 @@ def load_manifest(name_or_path):
     if problem := _problem(manifest): raise ValueError(f"{path.name}: {problem}")
     return manifest
 
-# %% ../nbs/library/02_manifests.ipynb #1f58c374
+# %% ../nbs/library/02_manifests.ipynb #ab1a6626
 def data_roots(root=None):
     "The folders to search, in order: `root` if given, `$MEDSYN_DATA` if set, the cache's own."
     named = [Path(folder) for folder in (root, os.environ.get("MEDSYN_DATA")) if folder]
     return [*named, cache_folder()/"data"]
 
-def _candidates(manifest, root=None):
-    "Folders that may hold the files of `manifest`, likeliest first."
+def places(manifest, base):
+    "The folders that may hold the files of `manifest` when the user means `base`, likeliest first."
     first = {PurePosixPath(file.path).parts[0] for file in manifest.files}
-    for base in data_roots(root):
-        yield from (base, base/manifest.name, base/manifest.name.split("-")[0])
-        if base.resolve().name in first: yield base.resolve().parent
-    if manifest.kaggle: yield _kaggle_cache(manifest)
+    family = [Path(base).resolve().parent] if Path(base).resolve().name in first else []
+    return [Path(base), Path(base)/manifest.name, Path(base)/manifest.name.split("-")[0], *family]
+
+def holds(manifest, folder):
+    "Whether every file of `manifest` is in `folder`."
+    return all((folder/file.path).is_file() for file in manifest.files)
+
+def _all_places(manifest, root=None):
+    found = [place for base in data_roots(root) for place in places(manifest, base)]
+    return list(dict.fromkeys([*found, _kaggle_cache(manifest)] if manifest.kaggle else found))
 
 def _kaggle_cache(manifest):
     "Where kagglehub keeps the pinned version of a data set."
@@ -153,7 +163,7 @@ def _kaggle_cache(manifest):
     base = Path(os.environ.get("KAGGLEHUB_CACHE") or Path.home()/".cache"/"kagglehub")
     return base/"datasets"/owner/name/"versions"/version
 
-# %% ../nbs/library/02_manifests.ipynb #f5c2dcf2
+# %% ../nbs/library/02_manifests.ipynb #89b55a19
 def _how_to_get(manifest):
     "What a user has to do to have the files of `manifest`: one line."
     page = f" (licence {manifest.licence}" + (f", {manifest.licence_page})" if manifest.licence_page else ")")
@@ -164,9 +174,9 @@ def _how_to_get(manifest):
 
 def locate(manifest, root=None):
     "The folder that holds every file of `manifest`. `FileNotFoundError` names the file, the places searched, the source and its licence."
-    folders = list(dict.fromkeys(_candidates(manifest, root)))
+    folders = _all_places(manifest, root)
     for folder in folders:
-        if all((folder/file.path).is_file() for file in manifest.files): return folder
+        if holds(manifest, folder): return folder
     nearly = max(folders, key=lambda folder: sum((folder/file.path).is_file() for file in manifest.files))
     missing = next(file.path for file in manifest.files if not (nearly/file.path).is_file())
     searched = ", ".join(str(folder) for folder in data_roots(root))
@@ -193,7 +203,7 @@ def _state(file, path, digest=remembered_digest):
     if found != expected: return "wrong checksum", f"{algorithm} {found}, expected {expected}"
     return "ok", f"{size} bytes, {algorithm} {found}"
 
-# %% ../nbs/library/02_manifests.ipynb #dca8f82f
+# %% ../nbs/library/02_manifests.ipynb #17c791e6
 def verify(manifest, folder):
     "Compare sizes, then checksums, of every file below `folder` with `manifest`. `ValueError` names the file, what was found and expected."
     for file in manifest.files:
@@ -205,11 +215,11 @@ def verify(manifest, folder):
 def check(manifest, root=None):
     "Rows (file, state, detail) for every file; states are ok, missing, truncated, wrong size and wrong checksum."
     if not manifest.files: return [(manifest.name, "ok", "drawn when needed")]
-    folders = list(_candidates(manifest, root))
+    folders = _all_places(manifest, root)
     def found(file): return next((folder/file.path for folder in folders if (folder/file.path).is_file()), folders[0]/file.path)
     return [(file.path, *_state(file, found(file), file_digest)) for file in manifest.files]
 
-# %% ../nbs/library/02_manifests.ipynb #eea1e9fd
+# %% ../nbs/library/02_manifests.ipynb #149c2446
 def _receive(response, part, have, file):
     "Write the body of `response` to `part`, going on behind the `have` bytes there already if that is what the server sends."
     have = have if response.status == 206 else 0
@@ -217,7 +227,7 @@ def _receive(response, part, have, file):
     with open(part, "ab" if have else "wb") as out, progress(-(-(have + length)//10**6), file.path, unit="MB") as line:
         while block := response.read1(1 << 20):
             out.write(block)
-            line.update(out.tell()//10**6)
+            line.update(-(-out.tell()//10**6))
     if part.stat().st_size < have + length: raise OSError("the connection ended early")
 
 def _download(file, target):

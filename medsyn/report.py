@@ -6,8 +6,8 @@
 __all__ = ['MARKS', 'VERDICTS', 'MACROS', 'SUMMARY', 'CLAIMS_TABLE', 'STRIP', 'FIGURES_GRID', 'COSTS', 'PROVENANCE', 'RUN',
            'PAPER', 'PAGE', 'COLOURS_CSS', 'TEXT_CSS', 'TABLE_CSS', 'FIGURES_CSS', 'TEMPLATES', 'run_folders',
            'load_run', 'trouble', 'run_content', 'load_provenance', 'data_address', 'inside', 'load_figure', 'number',
-           'together', 'claim_rows', 'strip_positions', 'claim_facts', 'score_facts', 'paper_about', 'collect',
-           'verdict_counts', 'headline', 'environment', 'run_page', 'write_report']
+           'together', 'baseline_of', 'claim_row', 'claim_rows', 'strip_positions', 'claim_facts', 'score_facts',
+           'paper_about', 'collect', 'verdict_counts', 'headline', 'environment', 'run_page', 'write_report']
 
 # %% ../nbs/library/17_report.ipynb #9fb652d6
 import base64
@@ -32,9 +32,9 @@ def run_folders(runs_folder):
     rank = {scale: i for i, scale in enumerate(SCALES)}
     return sorted(found, key=lambda path: (path.parent.name, -rank.get(path.name.split("-")[0], -1), path.name))
 
-# %% ../nbs/library/17_report.ipynb #c0af615b
+# %% ../nbs/library/17_report.ipynb #e62b1eae
 def load_run(folder):
-    "One run as a dictionary: name, paper, anchor, `problem` (a sentence, or None), and what is shown of it. Never raises for what stands in its files."
+    "One run as a dictionary: name, paper, anchor, `problem` (a sentence, or None), what is shown. Never raises for what its files hold."
     folder = Path(folder)
     run = {"name": folder.name, "paper": folder.parent.name, "anchor": re.sub(r"\W+", "-", f"{folder.parent.name}-{folder.name}"),
            "scale": folder.name.split("-")[0], "data": {}, "problem": None, "folder": folder}
@@ -73,17 +73,18 @@ def inside(folder, name):
     if not path.is_relative_to(Path(folder).resolve()): raise ValueError(f"{name} leads out of the run folder")
     return path
 
-# %% ../nbs/library/17_report.ipynb #ebbaf7d0
+# %% ../nbs/library/17_report.ipynb #15a2d670
 def load_figure(folder, record):
-    "A figure record with its picture and table as `data:` addresses and its alternative text; with a `problem` instead where the files are no good."
+    "A figure record with picture and table as `data:` addresses, caption and words; a `problem` instead where the files are no good."
     figure = {**record, "problem": None, "caption": "", "table": ""}
     try:
         png, words = (path := inside(folder, record["file"])).read_bytes(), picture_text(path)
         if not png.startswith(b"\x89PNG"): raise ValueError(f"{record['file']} is not a PNG file")
         table = inside(folder, record["data"]).read_bytes() if record["data"] else b""
     except (OSError, ValueError) as error: return figure | {"problem": f"{record['file']} cannot be shown: {type(error).__name__}"}
-    return figure | {"picture": data_address("image/png", png), "alt": words.get("Description", record["title"]), "caption": words.get("Caption", ""),
-                     "shape": (re.fullmatch(r"(\d+)x(\d+)", words.get("Drawing", "")) or [""])[0].replace("x", " / "),
+    drawing = re.fullmatch(r"\d+x\d+", words.get("Drawing", ""))
+    return figure | {"picture": data_address("image/png", png), "alt": words.get("Description", record["title"]),
+                     "caption": words.get("Caption", ""), "shape": drawing[0].replace("x", " / ") if drawing else "",
                      "table": table and data_address("text/csv", table), "table_name": f"{Path(folder).parent.name}-{record['id']}.csv"}
 
 # %% ../nbs/library/17_report.ipynb #729b570d
@@ -101,33 +102,39 @@ def together(*values):
     places = max(len(text.partition(".")[2]) for text in texts)
     return texts if any("e" in text for text in texts) else [f"{value:,.{places}f}" for value in values]
 
-# %% ../nbs/library/17_report.ipynb #bfcf60e4
+# %% ../nbs/library/17_report.ipynb #14d747e0
+def baseline_of(score):
+    "The name of the baseline that a score is of, or an empty text."
+    return score.variant.removeprefix("baseline:") if score.variant.startswith("baseline:") else ""
+
+def claim_row(claim, faithful, ours):
+    "One row of the claims table: what was reported, the faithful (or baseline) score, the medsyn score, and the verdict."
+    shown = faithful or ours
+    kind = shown.verdict.split(":")[0].replace(" ", "-")
+    return {"name": shown.claim or shown.id, "subgroup": shown.subgroup, "baseline": baseline_of(shown), "claim": claim, "shown": shown,
+            "faithful": faithful, "ours": ours, "verdict": shown.verdict, "kind": kind,
+            "strip": strip_positions(claim, faithful) if kind.endswith("reproduced") else None}
+
 def claim_rows(claims, scores):
-    "The rows of the claims table: dictionaries with name, claim, faithful (or baseline) and medsyn score, verdict, its kind, and the drawing of the interval."
+    "The rows of the claims table, in the order of the scores; `claims` maps ids to claims."
     groups = {}
     for score in scores:
-        baseline = score.variant.removeprefix("baseline:") if score.variant.startswith("baseline:") else ""
-        groups.setdefault((score.claim or score.id, score.subgroup, baseline), ([], []))[score.variant == "medsyn"].append(score)
-    rows = []
-    for (name, subgroup, baseline), pair in groups.items():
-        for faithful, ours in zip_longest(*pair):
-            shown = faithful or ours
-            claim = claims.get(shown.claim)
-            kind = shown.verdict.split(":")[0].replace(" ", "-")
-            rows.append({"name": name, "subgroup": subgroup, "baseline": baseline, "claim": claim, "faithful": faithful, "ours": ours, "shown": shown,
-                         "verdict": shown.verdict, "kind": kind, "strip": strip_positions(claim, faithful) if kind.endswith("reproduced") else None})
-    return rows
+        key = score.claim or score.id, score.subgroup, baseline_of(score)
+        groups.setdefault(key, ([], []))[score.variant == "medsyn"].append(score)
+    pairs = [pair for both in groups.values() for pair in zip_longest(*both)]
+    return [claim_row(claims.get((faithful or ours).claim), faithful, ours) for faithful, ours in pairs]
 
-# %% ../nbs/library/17_report.ipynb #e5e54a7e
+# %% ../nbs/library/17_report.ipynb #dfd7d3a8
 def strip_positions(claim, score, width=112, margin=8):
-    "Where to draw value, low, high, reported and the reported spread on a strip `width` wide; None without a claim or an interval that has a length."
+    "Where value, low, high, reported and its spread lie on a strip `width` pixels wide; None without a claim or an interval with a length."
     if claim is None or score is None or None in (score.value, score.low, score.high) or score.low == score.high: return None
     spread = claim.spread or 0
-    places = {"low": score.low, "high": score.high, "value": score.value, "reported": claim.value, "from": claim.value - spread, "to": claim.value + spread}
+    places = {"low": score.low, "high": score.high, "value": score.value,
+              "reported": claim.value, "from": claim.value - spread, "to": claim.value + spread}
     least, most = min(places.values()), max(places.values())
     return {name: round(margin + (width - 2*margin)*(place - least)/(most - least), 1) for name, place in places.items()}
 
-# %% ../nbs/library/17_report.ipynb #d9359d71
+# %% ../nbs/library/17_report.ipynb #c1cd17f4
 def claim_facts(claim):
     "What the page unfolds about a claim: pairs of label and text."
     return [("protocol", claim.protocol), ("features", claim.features), ("where", claim.where),
@@ -138,12 +145,13 @@ def score_facts(score):
     images = f"{number(score.n_real)} real, {number(score.n_fake)} generated" if score.n_fake is not None else ""
     seen = f"{number(score.images_seen)} images" if score.images_seen else ""
     sampler = f"{score.sampler}, {number(score.evaluations)} evaluations" if score.sampler else ""
-    return [("protocol", score.protocol), ("features", score.features), ("compared", images), ("split", score.split), ("sub-group", score.subgroup),
-            ("data", f"{score.data['name']} ({score.data['match']})"), ("trained on", seen), ("sampler", sampler), ("interval", score.interval)]
+    data = f"{score.data['name']} ({score.data['match']})"
+    return [("protocol", score.protocol), ("features", score.features), ("compared", images), ("split", score.split),
+            ("sub-group", score.subgroup), ("data", data), ("trained on", seen), ("sampler", sampler), ("interval", score.interval)]
 
-# %% ../nbs/library/17_report.ipynb #8112eba7
+# %% ../nbs/library/17_report.ipynb #c73ab99f
 def paper_about(slug):
-    "`{'line': the paper module's one-line claim, 'originals': its FIGURES}` for `medsyn.papers.SLUG`; empty when there is no such module or it does not import."
+    "`{'line': one-line claim, 'originals': FIGURES}` of `medsyn.papers.SLUG`; both empty where it does not exist or does not import."
     try: module = import_module(f"medsyn.papers.{slug}") if slug.isidentifier() else None
     except Exception: module = None    # the page is about results; a module that does not import is another's business
     return {"line": getattr(module, "__doc__", None) or "", "originals": list(getattr(module, "FIGURES", {}).values())}
@@ -177,7 +185,7 @@ def headline(rows):
     claimed = [row for row in rows if row["claim"]]
     return next((row for row in claimed if not row["claim"].data_free), claimed[0] if claimed else None)
 
-# %% ../nbs/library/17_report.ipynb #61091909
+# %% ../nbs/library/17_report.ipynb #d168f5ae
 MACROS = """
 {% macro pill(kind, text, count=None) -%}
 <span class="pill {{ kind }}"><span aria-hidden="true">{{ verdicts[kind][0] if kind in verdicts else '' }}</span>
@@ -200,13 +208,14 @@ MACROS = """
 </dl></div>
 {%- endmacro %}
 {% macro nested(value) -%}
-{% if value is mapping %}<dl class="facts">{% for key, part in value.items() %}<dt>{{ key }}</dt><dd>{{ nested(part) }}</dd>{% endfor %}</dl>
+{% if value is mapping %}
+<dl class="facts">{% for key, part in value.items() %}<dt>{{ key }}</dt><dd>{{ nested(part) }}</dd>{% endfor %}</dl>
 {%- elif value is sequence and value is not string %}{{ value | join(', ') or '–' }}
 {%- else %}{{ value if value is not none else '–' }}{% endif %}
 {%- endmacro %}
 """
 
-# %% ../nbs/library/17_report.ipynb #0482a97a
+# %% ../nbs/library/17_report.ipynb #bfcde02c
 SUMMARY = """
 {% from "macros" import pill, reported, measured with context %}
 <table class="summary">
@@ -217,16 +226,19 @@ SUMMARY = """
 <th scope="row"><a class="run" href="#{{ run.anchor }}">{{ run.name }}</a></th>
 {% if run.problem %}<td colspan="3"><span class="none">no results: see the note</span></td>
 {% else %}{% set head = headline(run.rows) %}
-<td data-label="claimed"><div>{% if head %}{{ head.claim.metric }} {{ reported(head.claim) }}{% else %}<span class="none">–</span>{% endif %}</div></td>
+<td data-label="claimed"><div>{% if head %}{{ head.claim.metric }} {{ reported(head.claim) }}
+{% else %}<span class="none">–</span>{% endif %}</div></td>
 <td data-label="found"><div>{% if run.scale == "smoke" %}<span class="none">no finding: a rehearsal</span>
 {% elif head %}{{ measured(head.faithful or head.ours) }}{% else %}<span class="none">–</span>{% endif %}</div></td>
-<td data-label="verdicts"><div>{% for kind, count in verdict_counts(run.rows) %}{{ pill(kind, verdicts[kind][1], count) }} {% endfor %}</div></td>{% endif %}
+<td data-label="verdicts"><div>
+{% for kind, count in verdict_counts(run.rows) %}{{ pill(kind, verdicts[kind][1], count) }} {% endfor %}</div></td>
+{% endif %}
 </tr>{% endfor %}
 </tbody>{% endfor %}
 </table>
 """
 
-# %% ../nbs/library/17_report.ipynb #3772998d
+# %% ../nbs/library/17_report.ipynb #d941909d
 CLAIMS_TABLE = """
 {% from "macros" import pill, reported, measured, facts with context %}
 <table class="claims{{ ' rehearsed' if run.scale == 'smoke' }}">
@@ -236,7 +248,8 @@ CLAIMS_TABLE = """
 <span class="what">{{ row.shown.metric }}{% if row.shown.better in arrows %} {{ arrows[row.shown.better] }}{% endif %}
 {%- if row.subgroup %} · {{ row.subgroup }}{% endif %}{% if row.baseline %} · baseline {{ row.baseline }}{% endif %}</span></th>
 <td data-label="reported" class="{{ 'empty' if not row.claim }}"><div>{% if row.claim %}{{ reported(row.claim) }}
-{%- if row.claim.status == "inferred" %} <span class="what">inferred</span>{% endif %}{% else %}<span class="none">–</span>{% endif %}</div></td>
+{%- if row.claim.status == "inferred" %} <span class="what">inferred</span>{% endif %}
+{% else %}<span class="none">–</span>{% endif %}</div></td>
 <td data-label="faithful, ours" class="{{ 'empty' if not row.faithful or row.faithful.value is none }}"><div>{{ measured(row.faithful) }}
 {% if row.strip %}{% include "strip" %}{% endif %}</div></td>
 <td data-label="medsyn, ours" class="{{ 'empty' if not row.ours or row.ours.value is none }}"><div>{{ measured(row.ours) }}
@@ -251,22 +264,26 @@ CLAIMS_TABLE = """
 </table>
 {% if run.absent %}<details class="aside"><summary>{{ run.absent | length }} reported
 {{ "number has" if run.absent | length == 1 else "numbers have" }} no score in this run</summary>
-<ul>{% for claim in run.absent %}<li><b>{{ claim.id }}</b>: {{ claim.metric }} {{ reported(claim) }}, {{ claim.where }}</li>{% endfor %}</ul></details>{% endif %}
+<ul>{% for claim in run.absent %}
+<li><b>{{ claim.id }}</b>: {{ claim.metric }} {{ reported(claim) }}, {{ claim.where }}</li>
+{% endfor %}</ul></details>{% endif %}
 """
 
-# %% ../nbs/library/17_report.ipynb #5325f406
+# %% ../nbs/library/17_report.ipynb #6e6b7764
 STRIP = """{% from "macros" import reported with context %}
 <svg class="strip" viewBox="0 0 112 16" width="112" height="16" role="img"
  aria-label="our interval {{ row.faithful.low | number }} to {{ row.faithful.high | number }}; reported {{ reported(row.claim) }}">
 <line class="ground" x1="4" x2="108" y1="8" y2="8"/>
-{% if row.strip.to > row.strip.from %}<rect class="spread" x="{{ row.strip.from }}" width="{{ row.strip.to - row.strip.from }}" y="4" height="8"/>{% endif %}
+{% if row.strip.to > row.strip.from %}
+<rect class="spread" x="{{ row.strip.from }}" width="{{ (row.strip.to - row.strip.from) | round(1) }}" y="4" height="8"/>
+{% endif %}
 <line class="ours" x1="{{ row.strip.low }}" x2="{{ row.strip.high }}" y1="8" y2="8"/>
 <circle class="ours" cx="{{ row.strip.value }}" cy="8" r="3.2"/>
 <path class="theirs" d="M{{ row.strip.reported }} 2.5 l4 5.5 l-4 5.5 l-4 -5.5 z"/>
 </svg>
 """
 
-# %% ../nbs/library/17_report.ipynb #5cc28be0
+# %% ../nbs/library/17_report.ipynb #b32ae60f
 FIGURES_GRID = """
 <div class="figures">
 {% for figure in run.figures %}<figure>
@@ -279,13 +296,19 @@ FIGURES_GRID = """
 </figure>{% endfor %}
 </div>
 """
+
+# %% ../nbs/library/17_report.ipynb #234a5630
 COSTS = """
 {% set columns = [] %}
 {% for row in run.results.costs %}{% for key in row if key not in columns %}{% set _ = columns.append(key) %}{% endfor %}{% endfor %}
 <table class="costs"><thead><tr>{% for key in columns %}<th>{{ key }}</th>{% endfor %}</tr></thead><tbody>
-{% for row in run.results.costs %}<tr>{% for key in columns %}<td data-label="{{ key }}"><div>{{ row.get(key) | number }}</div></td>{% endfor %}</tr>{% endfor %}
+{% for row in run.results.costs %}
+<tr>{% for key in columns %}<td data-label="{{ key }}"><div>{{ row.get(key) | number }}</div></td>{% endfor %}</tr>
+{% endfor %}
 </tbody></table>
 """
+
+# %% ../nbs/library/17_report.ipynb #c7d5fbcd
 PROVENANCE = """
 {% from "macros" import nested with context %}
 <details class="provenance"><summary>
@@ -296,17 +319,23 @@ PROVENANCE = """
 </details>
 """
 
-# %% ../nbs/library/17_report.ipynb #d33146bf
+# %% ../nbs/library/17_report.ipynb #035f7b18
 RUN = """
 <article id="{{ run.anchor }}">
 <header><h3>{{ run.name }}</h3>
 <span class="badge scale-{{ run.scale if run.scale in scales else 'unknown' }}">{{ run.scale }} scale</span>
-{% for role, set in run.data.items() %}<span class="badge {{ set.match }}">{{ role }}: {{ set.name }} ({{ set.match }})</span>{% endfor %}</header>
+{% for role, set in run.data.items() %}
+<span class="badge {{ set.match }}">{{ role }}: {{ set.name }} ({{ set.match }})</span>
+{% endfor %}</header>
 {% if run.problem %}<p class="note broken">{{ run.problem }}</p>
 {% else %}
-{% if run.scale == "smoke" %}<p class="note smoke">A rehearsal at toy size: it shows that every step works. Its numbers are no findings.</p>{% endif %}
+{% if run.scale == "smoke" %}
+<p class="note smoke">A rehearsal at toy size: it shows that every step works. Its numbers are no findings.</p>
+{% endif %}
 {% for role, set in run.data.items() if set.match != "official" and run.scale != "smoke" %}
-<p class="note">{{ set.name }} is a {{ set.match }} for the original's {{ role }}: numbers made with it are not comparable with the reported ones.</p>{% endfor %}
+<p class="note">{{ set.name }} is a {{ set.match }} for the original's {{ role }}:
+numbers made with it are not comparable with the reported ones.</p>
+{% endfor %}
 {% for note in run.results.notes or [] %}<p class="remark">{{ note }}</p>{% endfor %}
 {% if run.rows %}{% include "claims" %}{% else %}<p class="remark">No scores in this run.</p>{% endif %}
 {% if run.figures %}<h4>Figures</h4>{% include "figures" %}{% endif %}
@@ -314,18 +343,24 @@ RUN = """
 {% include "provenance" %}
 {% endif %}</article>
 """
+
+# %% ../nbs/library/17_report.ipynb #2127015d
 PAPER = """
 <section id="{{ paper.slug }}"><h2>{{ paper.slug }}</h2>
 {% if paper.line %}<p class="line">{{ paper.line }}</p>{% endif %}
 {% for run in paper.runs %}{{ run_page(run) }}{% endfor %}
 {% if paper.originals %}<details class="aside"><summary>The original's figures and tables:
-{% for state, group in paper.originals | groupby("state", case_sensitive=True) %}{{ group | length }} {{ state }}{{ ", " if not loop.last }}{% endfor %}</summary>
-<ul>{% for figure in paper.originals %}<li><b>{{ figure.of }}</b>: {{ figure.title }} ({{ figure.state }}{{ ": " ~ figure.why if figure.why }})</li>{% endfor %}</ul>
+{% for state, group in paper.originals | groupby("state", case_sensitive=True) %}
+{{- ", " if not loop.first }}{{ group | length }} {{ state }}
+{%- endfor %}</summary>
+<ul>{% for figure in paper.originals %}
+<li><b>{{ figure.of }}</b>: {{ figure.title }} ({{ figure.state }}{{ ": " ~ figure.why if figure.why }})</li>
+{% endfor %}</ul>
 </details>{% endif %}
 </section>
 """
 
-# %% ../nbs/library/17_report.ipynb #593a2443
+# %% ../nbs/library/17_report.ipynb #9ffe7412
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
@@ -334,76 +369,102 @@ PAGE = """<!doctype html>
 <style>{{ style }}</style></head>
 <body>{% from "macros" import pill with context %}<main>
 <header class="top"><p class="brand">medsyn</p><h1>What was claimed, what was found</h1>
-<p class="line">{{ count }} {{ "run" if count == 1 else "runs" }} of {{ papers | length }} {{ "paper" if papers | length == 1 else "papers" }}.
+<p class="line">{{ count }} {{ "run" if count == 1 else "runs" }} of {{ papers | length }}
+{{ "paper" if papers | length == 1 else "papers" }}.
 Each verdict follows by one rule from scale, data, features and interval; none is typed.</p></header>
 {% include "summary" %}
 <details class="aside"><summary>How to read the verdicts</summary><dl class="legend">
 {% for kind, (mark, label, meaning) in verdicts.items() %}<dt>{{ pill(kind, label) }}</dt><dd>{{ meaning }}</dd>{% endfor %}
-</dl><p>Numbers in brackets are intervals; how they were made stands under <i>protocol</i>. In the small drawings the bar is our interval and the diamond the
-reported value. ↓ means lower is better, ↑ higher.</p></details>
+</dl><p>Numbers in brackets are intervals; how they were made stands under <i>protocol</i>.
+In the small drawings the bar is our interval and the diamond the reported value. ↓ means lower is better, ↑ higher.</p></details>
 {% for paper in papers %}{% include "paper" %}{% endfor %}
 </main></body></html>
 """
 
-# %% ../nbs/library/17_report.ipynb #ef817712
+# %% ../nbs/library/17_report.ipynb #8545a0e1
 COLOURS_CSS = """
 :root { color-scheme: light dark; --ground: #f8f7f3; --card: #ffffff; --ink: #1c2126; --soft: #59636d; --rule: #e2dfd6; --accent: #005f99;
   --reproduced: #00694b; --not-reproduced: #ab4100; --not-comparable: #765700; --not-run: #59636d; --smoke: #6a4a9f; --no-claim: #59636d; }
-@media (prefers-color-scheme: dark) { :root { --ground: #13161a; --card: #1b2025; --ink: #e7e9eb; --soft: #a0a9b2; --rule: #30373e; --accent: #74bdec;
-  --reproduced: #54cda6; --not-reproduced: #ff9d5c; --not-comparable: #e2c062; --not-run: #a0a9b2; --smoke: #bda7ee; --no-claim: #a0a9b2; } }
-.reproduced { --tone: var(--reproduced); } .not-reproduced { --tone: var(--not-reproduced); } .not-comparable { --tone: var(--not-comparable); }
-.not-run, .no-claim { --tone: var(--not-run); } .smoke, .scale-smoke, .phantom { --tone: var(--smoke); } .substitute { --tone: var(--not-comparable); }
+@media (prefers-color-scheme: dark) { :root { --ground: #13161a; --card: #1b2025; --ink: #e7e9eb; --soft: #a0a9b2; --rule: #30373e;
+  --accent: #74bdec;
+  --reproduced: #54cda6; --not-reproduced: #ff9d5c; --not-comparable: #e2c062; --not-run: #a0a9b2; --smoke: #bda7ee; --no-claim: #a0a9b2;
+    } }
+.reproduced { --tone: var(--reproduced); } .not-reproduced { --tone: var(--not-reproduced); }
+.not-comparable { --tone: var(--not-comparable); }
+.not-run, .no-claim { --tone: var(--not-run); } .smoke, .scale-smoke, .phantom { --tone: var(--smoke); }
+.substitute { --tone: var(--not-comparable); }
 .broken { --tone: var(--not-reproduced); } .official { --tone: var(--reproduced); }
 """
 
-# %% ../nbs/library/17_report.ipynb #32e48976
+# %% ../nbs/library/17_report.ipynb #5cfbab67
 TEXT_CSS = """
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
+body { margin: 0; background: var(--ground); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
 main { max-width: 74rem; margin: 0 auto; padding: 2.5rem clamp(1rem, 4vw, 2.5rem) 4rem; }
 h1, h2, h3, h4, h5, p { margin: 0; } a { color: var(--accent); text-underline-offset: .15em; } code { font-size: .92em; }
-h1, h2 { font-family: Charter, "Iowan Old Style", "Palatino Linotype", Georgia, "Liberation Serif", serif; font-weight: 600; line-height: 1.15; }
-h1 { font-size: clamp(1.9rem, 5.5vw, 2.9rem); letter-spacing: -.01em; } h2 { font-size: clamp(1.4rem, 4vw, 1.9rem); overflow-wrap: anywhere; }
+h1, h2 { font-family: Charter, "Iowan Old Style", "Palatino Linotype", Georgia, "Liberation Serif", serif; font-weight: 600;
+  line-height: 1.15; }
+h1 { font-size: clamp(1.9rem, 5.5vw, 2.9rem); letter-spacing: -.01em; }
+h2 { font-size: clamp(1.4rem, 4vw, 1.9rem); overflow-wrap: anywhere; }
 h3 { font-size: 1.1rem; overflow-wrap: anywhere; } h4 { margin: 1.6rem 0 .6rem; font-size: .95rem; }
 h5 { font-size: .8rem; color: var(--soft); font-weight: 600; }
 .brand { color: var(--accent); font-weight: 700; letter-spacing: .04em; } .line { color: var(--soft); max-width: 62ch; margin-top: .5rem; }
 .top { margin-bottom: 2rem; } section { margin-top: 3.5rem; padding-top: 1.5rem; border-top: 1px solid var(--rule); }
-article { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: clamp(1rem, 3vw, 1.6rem); margin-top: 1.2rem; }
-article > header { display: flex; flex-wrap: wrap; gap: .4rem .6rem; align-items: center; margin-bottom: 1rem; } article > header h3 { margin-right: .4rem; }
-.badge, .pill { --edge: var(--tone, var(--soft)); display: inline-block; color: var(--edge); background: color-mix(in srgb, var(--edge) 9%, transparent);
-  border: 1px solid color-mix(in srgb, var(--edge) 40%, transparent); border-radius: .85em; padding: .06rem .6rem; font-size: .8rem; font-weight: 500; }
+article { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: clamp(1rem, 3vw, 1.6rem);
+  margin-top: 1.2rem; }
+article > header { display: flex; flex-wrap: wrap; gap: .4rem .6rem; align-items: center; margin-bottom: 1rem; }
+article > header h3 { margin-right: .4rem; }
+.badge, .pill { --edge: var(--tone, var(--soft)); display: inline-block; color: var(--edge);
+  background: color-mix(in srgb, var(--edge) 9%, transparent);
+  border: 1px solid color-mix(in srgb, var(--edge) 40%, transparent); border-radius: .85em; padding: .06rem .6rem; font-size: .8rem;
+    font-weight: 500; }
 .pill { margin: .1rem 0; } .badge { border-radius: 5px; overflow-wrap: anywhere; }
-.note { border-left: 4px solid var(--tone, var(--not-comparable)); background: color-mix(in srgb, var(--tone, var(--not-comparable)) 8%, transparent);
+.note { border-left: 4px solid var(--tone, var(--not-comparable));
+  background: color-mix(in srgb, var(--tone, var(--not-comparable)) 8%, transparent);
   padding: .55rem .9rem; margin: 0 0 1rem; border-radius: 0 6px 6px 0; overflow-wrap: anywhere; }
 .note:last-child { margin-bottom: 0; } .remark { color: var(--soft); margin-bottom: .8rem; max-width: 75ch; }
 """
 
-# %% ../nbs/library/17_report.ipynb #792b4ca4
+# %% ../nbs/library/17_report.ipynb #86b35655
 TABLE_CSS = """
 table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; vertical-align: top; padding: .6rem .9rem .6rem 0; font-weight: 400; } td:last-child, th:last-child { padding-right: 0; }
-thead th { font-size: .8rem; color: var(--soft); vertical-align: bottom; padding-bottom: .35rem; } tbody { border-top: 1px solid var(--rule); }
-.summary { border-bottom: 1px solid var(--rule); } .summary tbody tr + tr > * { padding: .1rem .9rem .5rem 0; } .summary tr:first-child > th { padding-bottom: .3rem; }
+th, td { text-align: left; vertical-align: top; padding: .6rem .9rem .6rem 0; font-weight: 400; }
+td:last-child, th:last-child { padding-right: 0; }
+thead th { font-size: .8rem; color: var(--soft); vertical-align: bottom; padding-bottom: .35rem; }
+tbody { border-top: 1px solid var(--rule); }
+.summary { border-bottom: 1px solid var(--rule); } .summary tbody tr + tr > * { padding: .1rem .9rem .5rem 0; }
+.summary tr:first-child > th { padding-bottom: .3rem; }
 .slug, .name { display: block; font-weight: 600; }
-.summary .run { font-size: .88rem; } .summary td[data-label=claimed] { white-space: nowrap; } .what, .interval { color: var(--soft); font-size: .88rem; } .what { display: block; } .none { color: var(--soft); }
-.value { font-weight: 600; } .rehearsed .value { font-weight: 400; color: var(--soft); } .interval { white-space: nowrap; } .claims > tbody > tr:first-child > * { padding-bottom: .1rem; } .more td { padding: 0 0 .5rem; }
-.claims th:first-child { width: 19%; } .claims th:nth-child(2) { width: 15%; } .claims th:nth-child(3), .claims th:nth-child(4) { width: 23%; }
+.summary .run { font-size: .88rem; } .summary td[data-label=claimed] { white-space: nowrap; }
+.what, .interval { color: var(--soft); font-size: .88rem; } .what { display: block; } .none { color: var(--soft); }
+.value { font-weight: 600; } .rehearsed .value { font-weight: 400; color: var(--soft); } .interval { white-space: nowrap; }
+.claims > tbody > tr:first-child > * { padding-bottom: .1rem; } .more td { padding: 0 0 .5rem; }
+.claims th:first-child { width: 19%; } .claims th:nth-child(2) { width: 15%; }
+.claims th:nth-child(3), .claims th:nth-child(4) { width: 23%; }
 .costs tbody + tbody, .costs tr + tr { border-top: 1px solid var(--rule); }
-details > summary { cursor: pointer; color: var(--soft); font-size: .85rem; width: fit-content; max-width: 100%; } summary:hover { color: var(--accent); }
-summary:focus-visible, a:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; } .aside, .provenance { margin-top: 1rem; font-size: .9rem; }
+details > summary { cursor: pointer; color: var(--soft); font-size: .85rem; width: fit-content; max-width: 100%; }
+summary:hover { color: var(--accent); }
+summary:focus-visible, a:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+.aside, .provenance { margin-top: 1rem; font-size: .9rem; }
 .columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: 1rem 2rem; padding: .6rem 0 .8rem; }
-.facts { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .8rem; margin: .3rem 0; font-size: .85rem; } dd { margin: 0; overflow-wrap: anywhere; }
-.facts dt { color: var(--soft); } .facts .facts { margin: 0; } .legend { display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1rem; align-items: center; } .aside ul { padding-left: 1.1rem; }
-.strip { display: block; margin-top: .2rem; } .strip line { stroke-width: 3; stroke-linecap: round; } .strip .ground { stroke: var(--rule); stroke-width: 1; }
+.facts { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .8rem; margin: .3rem 0; font-size: .85rem; }
+dd { margin: 0; overflow-wrap: anywhere; }
+.facts dt { color: var(--soft); } .facts .facts { margin: 0; }
+.legend { display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1rem; align-items: center; }
+.aside ul { padding-left: 1.1rem; }
+.strip { display: block; margin-top: .2rem; } .strip line { stroke-width: 3; stroke-linecap: round; }
+.strip .ground { stroke: var(--rule); stroke-width: 1; }
 .strip .ours { stroke: var(--accent); fill: var(--accent); } .strip .theirs { fill: var(--card); stroke: var(--ink); stroke-width: 1.3; }
 .strip .spread { fill: var(--soft); opacity: .25; }
 """
 
-# %% ../nbs/library/17_report.ipynb #df035e83
+# %% ../nbs/library/17_report.ipynb #1f893ed5
 FIGURES_CSS = """
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1.2rem; align-items: start; }
 figure { margin: 0; border: 1px solid var(--rule); border-radius: 8px; overflow: hidden; background: var(--ground); }
-figure img { display: block; width: 100%; height: auto; object-fit: cover; object-position: top; background: #fff; } figcaption span { display: block; } figcaption { padding: .6rem .8rem; font-size: .88rem; color: var(--soft); }
+figure img { display: block; width: 100%; height: auto; object-fit: cover; object-position: top; background: #fff; }
+figcaption span { display: block; } figcaption { padding: .6rem .8rem; font-size: .88rem; color: var(--soft); }
 figcaption b { display: block; color: var(--ink); font-weight: 600; } figcaption a { white-space: nowrap; } figure .note { margin: .8rem; }
 @media (max-width: 46rem) {
   .summary thead, .claims thead, .costs thead { position: absolute; clip-path: inset(50%); height: 1px; overflow: hidden; }
@@ -413,24 +474,28 @@ figcaption b { display: block; color: var(--ink); font-weight: 600; } figcaption
   .summary tr + tr { margin-top: .6rem; } .claims th .what { display: inline; margin-left: .4rem; } .claims th .name { display: inline; }
 }
 @media print {
-  :root { --ground: #fff; --card: #fff; --ink: #000; --soft: #444; --rule: #bbb; --accent: #003f66; --reproduced: #00533b; --not-reproduced: #8a3400;
+  :root { --ground: #fff; --card: #fff; --ink: #000; --soft: #444; --rule: #bbb; --accent: #003f66; --reproduced: #00533b;
+    --not-reproduced: #8a3400;
     --not-comparable: #5c4400; --not-run: #444; --smoke: #523880; --no-claim: #444; }
-  body { font-size: 10pt; } main { max-width: none; padding: 0; } article { border: 0; padding: 0; } section { break-before: page; border: 0; }
-  figure, tbody, .note { break-inside: avoid; } h2, h3, h4, thead { break-after: avoid; } details::details-content { content-visibility: visible; height: auto; }
+  body { font-size: 10pt; } main { max-width: none; padding: 0; } article { border: 0; padding: 0; }
+  section { break-before: page; border: 0; }
+  figure, tbody, .note { break-inside: avoid; } h2, h3, h4, thead { break-after: avoid; }
+  details::details-content { content-visibility: visible; height: auto; }
   .figures { grid-template-columns: 1fr 1fr; } figcaption a { display: none; }
 }
 """
 
-# %% ../nbs/library/17_report.ipynb #5a50c2ff
+# %% ../nbs/library/17_report.ipynb #b775d006
 TEMPLATES = {"macros": MACROS, "summary": SUMMARY, "claims": CLAIMS_TABLE, "strip": STRIP,
              "figures": FIGURES_GRID, "costs": COSTS, "provenance": PROVENANCE, "run": RUN, "paper": PAPER, "page": PAGE}
 
 def environment():
     "The jinja2 environment of the page: all templates, escaping on, unknown names are errors, each run rendered by itself."
-    made = jinja2.Environment(loader=jinja2.DictLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made = jinja2.Environment(loader=jinja2.DictLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
     made.filters["number"] = number
-    made.globals |= {"verdicts": VERDICTS, "verdict_counts": verdict_counts, "headline": headline, "together": together, "claim_facts": claim_facts, "score_facts": score_facts,
-                     "arrows": {"lower": "↓", "higher": "↑"}, "scales": SCALES}
+    made.globals |= {"verdicts": VERDICTS, "scales": SCALES, "arrows": {"lower": "↓", "higher": "↑"}}
+    made.globals |= {f.__name__: f for f in (verdict_counts, headline, together, claim_facts, score_facts)}
     made.globals["run_page"] = lambda run: run_page(made.get_template("run"), run)
     return made
 

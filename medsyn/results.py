@@ -34,12 +34,12 @@ def _check_fields(record):
             raise ValueError(f"{where}: {field.name} is {value}, which is no result: give None and say in `needs` what is missing")
         if field.name in CHOICES: _choose(where, field.name, value)
 
-# %% ../nbs/library/15_results.ipynb #52e82e3f
+# %% ../nbs/library/15_results.ipynb #6cb5c228
 @dataclass(frozen=True)
 class Claim:
     """One number that an original reports, with the protocol behind it and the place where it stands. `ValueError` names a bad field.
 
-    `spread`: the original's own uncertainty in the unit of `value`, or None; `features`: the extractor a score must use, "" if none is involved;
+    `spread`: the original's own uncertainty in the unit of `value`, or None; `features`: the extractor a score must use, "" if none;
     `status`: "read" or "inferred"; `data_free`: follows from code alone, so that it is compared exactly at every scale.
     """
     id: str
@@ -56,7 +56,7 @@ class Claim:
 
     def __post_init__(self): _check_fields(self)
 
-# %% ../nbs/library/15_results.ipynb #b594a361
+# %% ../nbs/library/15_results.ipynb #fdd90d19
 @dataclass(frozen=True)
 class Figure:
     """One figure or table of an original and whether it is rebuilt. `ValueError` names a bad field, or a missing reason.
@@ -71,14 +71,15 @@ class Figure:
 
     def __post_init__(self):
         _check_fields(self)
-        if self.state != "rebuilt" and not self.why: raise ValueError(f"figure {self.id!r}: it is {self.state}, so `why` must say for what reason")
+        if self.state != "rebuilt" and not self.why:
+            raise ValueError(f"figure {self.id!r}: it is {self.state}, so `why` must say for what reason")
 
-# %% ../nbs/library/15_results.ipynb #d9f12d0f
+# %% ../nbs/library/15_results.ipynb #2181c50b
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """One measured number with everything that is needed to read it. `ValueError` names the field that is wrong.
 
-    `variant`: "faithful", "medsyn" or "baseline:<name>"; `features`: the extractor's name, "" if none is involved; `interval`: how [low, high] was made;
+    `variant`: "faithful", "medsyn" or "baseline:<name>"; `features`: the extractor's name, or ""; `interval`: how [low, high] was made;
     `data`: {"role", "name", "match"}; `images_seen`: training images up to here; `needs`: what is missing where `value` is None.
     """
     id: str
@@ -108,7 +109,7 @@ class Score:
         _check_fields(self)
         _check_score(self)
 
-# %% ../nbs/library/15_results.ipynb #33061b51
+# %% ../nbs/library/15_results.ipynb #ba6e7ff6
 def _check_score(score):
     where = f"score {score.id!r}"
     if score.variant not in ("faithful", "medsyn") and not score.variant.startswith("baseline:"):
@@ -116,9 +117,11 @@ def _check_score(score):
     if (score.value is None) != bool(score.needs):
         raise ValueError(f"{where}: value is {score.value} but needs is {score.needs!r}; give a value, or None and what is needed")
     ends = (score.low, score.high)
-    if None in ends and ends != (None, None): raise ValueError(f"{where}: an interval needs both ends, found low {score.low}, high {score.high}")
+    if None in ends and ends != (None, None):
+        raise ValueError(f"{where}: an interval needs both ends, found low {score.low}, high {score.high}")
     if score.low is not None and (score.value is None or score.low > score.high or not score.interval):
-        raise ValueError(f"{where}: low {score.low}, high {score.high}, interval {score.interval!r}: expected low <= high, a value, and how it was made")
+        raise ValueError(f"{where}: low {score.low}, high {score.high}, interval {score.interval!r}: "
+                         "expected low <= high, a value, and how it was made")
     _check_keys(score.data, ("role", "name", "match"), (), f"{where}, data")
     _choose(where, "match", score.data["match"])
 
@@ -150,14 +153,15 @@ def verdict(score, claim, scale):
     spread = claim.spread or 0
     return _answer(score.low - spread <= claim.value <= score.high + spread)
 
-# %% ../nbs/library/15_results.ipynb #16609a61
+# %% ../nbs/library/15_results.ipynb #0b864296
 def _answer(yes): return "reproduced" if yes else "not reproduced"
 
 def _check_pair(score, claim):
     if score.claim != claim.id: raise ValueError(f"score {score.id!r} names claim {score.claim!r} but was given claim {claim.id!r}")
     for name in ("metric", "unit"):
         ours, theirs = getattr(score, name), getattr(claim, name)
-        if ours != theirs: raise ValueError(f"score {score.id!r} has {name} {ours!r} but its claim {claim.id!r} has {theirs!r}; convert it first")
+        if ours != theirs:
+            raise ValueError(f"score {score.id!r} has {name} {ours!r} but its claim {claim.id!r} has {theirs!r}; convert it first")
 
 # %% ../nbs/library/15_results.ipynb #2007dc16
 def judge(scores, claims, scale):
@@ -209,21 +213,22 @@ def score_table(scores, claims):
     if absent: lines += ["", f"{len(absent)} of {len(claims)} claims have no score in this run: {', '.join(absent)}."]
     return rows, "\n".join(lines)
 
-# %% ../nbs/library/15_results.ipynb #b392f85f
+# %% ../nbs/library/15_results.ipynb #4a2cd6ea
 def _protocol(score):
     images = f"{_number(score.n_real)} real, {_number(score.n_fake)} generated" if score.n_fake is not None else ""
-    parts = (score.protocol, score.features, images, score.split and f"{score.split} split", f"{score.data['name']} ({score.data['match']})",
+    data = f"{score.data['name']} ({score.data['match']})"
+    parts = (score.protocol, score.features, images, score.split and f"{score.split} split", data,
              score.sampler and f"{score.sampler}, {_number(score.evaluations)} evaluations", score.interval)
     return f"- **{score.id}**, {score.variant}: {'; '.join(filter(None, parts))}"
 
-# %% ../nbs/library/15_results.ipynb #5e4e511c
+# %% ../nbs/library/15_results.ipynb #bb9b4c6c
 SCHEMA = 1
 REQUIRED = ("schema", "paper", "scale", "seeds", "commit", "hardware", "seconds", "scores", "figures")
 OPTIONAL = ("claims", "costs", "notes", "data")
 
 @dataclass(frozen=True)
 class Drawn:
-    "A figure file of a run: picture and table relative to the run folder (`data` None if it has no table), and the original's figure it is `of`."
+    "A figure file of a run: picture and table (or None) relative to the run folder, and the original's figure it is `of`."
     id: str
     title: str
     file: str
@@ -274,17 +279,19 @@ def _check_finite(value, where):
     if isinstance(value, list):
         for i, part in enumerate(value): _check_finite(part, f"{where}[{i}]")
 
-# %% ../nbs/library/15_results.ipynb #8329eb5b
+# %% ../nbs/library/15_results.ipynb #b6199eb0
 def _check_scores(scores, claims, scale):
     seen = set()
     for score, judged in zip(scores, judge(scores, claims, scale), strict=True):
         name = (score.id, score.variant, score.subgroup, score.split)
-        if name in seen: raise ValueError(f"two scores are called {score.id!r} (variant, subgroup and split are equal too): give them different ids")
+        if name in seen:
+            raise ValueError(f"two scores are called {score.id!r} (variant, subgroup and split are equal too): give them different ids")
         seen.add(name)
         if score.verdict != judged.verdict:
-            raise ValueError(f"score {score.id!r}: verdict {score.verdict!r} does not follow from the rule, which says {judged.verdict!r}; use judge()")
+            raise ValueError(f"score {score.id!r}: verdict {score.verdict!r} does not follow from the rule, "
+                             f"which says {judged.verdict!r}; use judge()")
 
-# %% ../nbs/library/15_results.ipynb #f79922ea
+# %% ../nbs/library/15_results.ipynb #d05a5d5e
 def _check_figures(records, folder):
     drawn = [_load(record, Drawn, f"figures[{i}]", ("schematic",)) for i, record in enumerate(records)]
     twice = {d.id for d in drawn if sum(d.id == other.id for other in drawn) > 1}
@@ -292,26 +299,29 @@ def _check_figures(records, folder):
     for figure in drawn:
         for name in filter(None, (figure.file, figure.data)):
             path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts: raise ValueError(f"figure {figure.id!r}: {name!r} is not a path inside the run folder")
+            if path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"figure {figure.id!r}: {name!r} is not a path inside the run folder")
             if not (folder/path).is_file(): raise ValueError(f"figure {figure.id!r}: file {name!r} is missing in {folder}")
 
-# %% ../nbs/library/15_results.ipynb #498567f5
-def write_results(folder, paper, scale, seeds, scores, figures, seconds, claims=None, commit=None, hardware="", costs=(), notes=(), data=None):
+# %% ../nbs/library/15_results.ipynb #6fae4e2c
+def write_results(folder, paper, scale, seeds, scores, figures, seconds, claims=None, commit=None, hardware="",
+                  costs=(), notes=(), data=None):
     """Check a run's results and write them to `folder`/results.json, atomically. Returns the path.
 
-    `scores`: judged `Score`s; `figures`: dictionaries with the keys of `Drawn`; `claims`: id -> `Claim`, stored beside the scores they judge;
+    `scores`: judged `Score`s; `figures`: dictionaries with the keys of `Drawn`; `claims`: id -> `Claim`, stored beside the scores;
     `costs`: rows of a table; `notes`: sentences; `data`: role -> {"name", "match", "licence"}. `ValueError` as in `check_results`.
     """
-    results = {"schema": SCHEMA, "paper": paper, "scale": scale, "seeds": list(seeds), "commit": commit, "hardware": hardware, "seconds": seconds,
-               "scores": [asdict(score) for score in scores], "figures": list(figures), "claims": [asdict(c) for c in (claims or {}).values()],
-               "costs": list(costs), "notes": list(notes), "data": data or {}}
+    results = {"schema": SCHEMA, "paper": paper, "scale": scale, "seeds": list(seeds), "commit": commit, "hardware": hardware,
+               "seconds": seconds, "scores": [asdict(score) for score in scores], "figures": list(figures),
+               "claims": [asdict(claim) for claim in (claims or {}).values()], "costs": list(costs),
+               "notes": list(notes), "data": data or {}}
     check_results(results, folder)
     write_json(path := Path(folder)/"results.json", results)
     return path
 
-# %% ../nbs/library/15_results.ipynb #a3de7670
+# %% ../nbs/library/15_results.ipynb #437334f5
 def read_results(path):
-    "The checked dictionary in a results.json file; `scores_of` and `claims_of` give its records. `ValueError` names the file and what is wrong."
+    "The checked dictionary in a results.json file; see `scores_of` and `claims_of`. `ValueError` names the file and what is wrong."
     try:
         check_results(results := read_json(path), Path(path).parent)
         return results

@@ -17,14 +17,17 @@ def spaced_timesteps(timesteps, evaluations):
         raise ValueError(f"cannot visit {evaluations} of {timesteps} timesteps: ask for 1 to {timesteps} evaluations")
     return timesteps - 1 - torch.arange(evaluations) * timesteps // evaluations
 
-# %% ../nbs/library/08_samplers.ipynb #e57dd442
+# %% ../nbs/library/08_samplers.ipynb #cac9900f
 def steps(schedule, timesteps=None):
-    "The steps (t, s, alpha_bar_t, alpha_bar_s) of a walk over `timesteps` (default: all), ending at s = -1. `ValueError` if they do not descend in 0 ... T-1."
+    """The steps (t, s, alpha_bar_t, alpha_bar_s) of a walk over `timesteps` (default: all T), the last one to s = -1.
+
+    `ValueError` if the timesteps do not descend within 0 ... T-1."""
     times = list(range(schedule.timesteps))[::-1] if timesteps is None else [int(t) for t in timesteps]
     if not times or times != sorted(set(times), reverse=True) or times[0] >= schedule.timesteps or times[-1] < 0:
-        raise ValueError(f"timesteps must be distinct, descend and lie in 0 ... {schedule.timesteps - 1}, got {times[:4]}: use spaced_timesteps")
+        raise ValueError(f"timesteps must be distinct, descend and lie in 0 ... {schedule.timesteps - 1}, "
+                         f"got {times[:4]}: use spaced_timesteps")
     alpha_bar = schedule.alpha_bar_at(torch.tensor([*times, -1])).tolist()
-    return list(zip(times, [*times[1:], -1], alpha_bar, alpha_bar[1:]))
+    return list(zip(times, [*times[1:], -1], alpha_bar[:-1], alpha_bar[1:], strict=True))
 
 # %% ../nbs/library/08_samplers.ipynb #42cdf6b3
 def posterior(alpha_bar_t, alpha_bar_s):
@@ -60,13 +63,13 @@ def ancestral(denoiser, x, draw, timesteps=None, condition=None, variance="poste
         if on_step: on_step(t, x, prediction)
     return x
 
-# %% ../nbs/library/08_samplers.ipynb #768bffb4
+# %% ../nbs/library/08_samplers.ipynb #235b7a5b
 def ddim(denoiser, x, draw, timesteps=None, condition=None, eta=0.0, clamp=None, on_step=None):
     """DDIM (Song et al. 2021, Eq. 12 and 16) from noise `x` (n, ...) float32 to x0; deterministic for `eta=0`, ancestral for `eta=1`.
 
-    `draw`, `timesteps`, `on_step` as for `ancestral`; `clamp` is None or x0 (epsilon follows the clamped image). `ValueError` for an unknown clamp."""
+    `draw`, `timesteps`, `on_step` as for `ancestral`; `clamp` is None or x0 (epsilon follows the clamped image), else `ValueError`."""
     check_choice(clamp, (None, "x0"), "clamp")
-    for t, s, alpha_bar_t, alpha_bar_s in steps(denoiser.schedule, timesteps):
+    for t, _, alpha_bar_t, alpha_bar_s in steps(denoiser.schedule, timesteps):
         prediction = predict(denoiser, x, t, alpha_bar_t, condition, clamp)
         sigma = eta * posterior(alpha_bar_t, alpha_bar_s)[2]**0.5                                     # Eq. 16
         x = alpha_bar_s**0.5 * prediction.x0 + max(0, 1 - alpha_bar_s - sigma**2)**0.5 * prediction.epsilon  # Eq. 12
@@ -74,9 +77,9 @@ def ddim(denoiser, x, draw, timesteps=None, condition=None, eta=0.0, clamp=None,
         if on_step: on_step(t, x, prediction)
     return x
 
-# %% ../nbs/library/08_samplers.ipynb #3239af96
+# %% ../nbs/library/08_samplers.ipynb #10ddfb68
 class Snapshots:
-    "An `on_step` that keeps the state after the visited step nearest to each index in `at`; batches sampled one after the other are joined."
+    "An `on_step` that keeps the state after the visited step nearest to each index in `at`; batches sampled in turn are joined."
     def __init__(self, at=(400, 300, 200, 100, 0)):
         self.at, self.batches, self.last = tuple(at), [], -1
     def __call__(self, t, x, prediction):

@@ -21,28 +21,31 @@ class Stage(nn.Module):
         self.attention = SelfAttention(out_channels, heads) if heads else nn.Identity()
     def forward(self, x, e): return self.attention(self.block(x, e))
 
-# %% ../nbs/library/06_unet.ipynb #7c2cb1ee
+# %% ../nbs/library/06_unet.ipynb #6776e9a7
 class UNet(nn.Module):
-    """A U-Net after Ho et al. 2020 and Dhariwal & Nichol 2021: x (n, image_channels, h, w), t (n,) -> (n, out_channels, h, w), zero everywhere when new.
+    """A U-Net: x (n, image_channels, h, w), t (n,) -> (n, out_channels, h, w), zero when new (Ho et al. 2020, Dhariwal & Nichol 2021).
 
-    `widths`: channels of each level, finest first; `blocks`: stages a level; `attention`: which levels attend; `classes`, `condition_channels` (concatenated
-    to x) and `latent` (a vector): what else the network is told. `ValueError` for widths, sizes or conditions that do not fit."""
+    `widths`: channels of each level, finest first; `blocks`: stages a level; `attention`: which levels attend; `classes`,
+    `condition_channels` (joined to x) and `latent` (length of a vector): what else the network is told; `out_channels`: as x if None.
+    `ValueError` for widths, sizes or conditions that do not fit."""
     def __init__(self, image_channels=3, out_channels=None, widths=(64, 128, 128), blocks=1, attention=(False, False, True), classes=0,
                  condition_channels=0, dropout=0.0, heads=4, latent=0):
         super().__init__()
-        if len(widths) != len(attention): raise ValueError(f"widths {widths} and attention {attention} must have one entry per level: give equally many")
+        if len(widths) != len(attention):
+            raise ValueError(f"widths {widths} and attention {attention} must have one entry per level: give equally many")
         self.classes, self.condition_channels, self.latent, self.factor = classes, condition_channels, latent, 2**(len(widths) - 1)
         size, fine = 4*widths[0], widths[:-1]
         def stages(inputs, width, attends): return nn.ModuleList(Stage(c, width, size, heads*attends, dropout) for c in inputs)
         levels = list(zip((widths[0], *fine), widths, attention, strict=True))
         self.embedding = Embedding(widths[0], size, classes, latent)
         self.stem = nn.Conv2d(image_channels + condition_channels, widths[0], 3, padding=1)
-        self.encoder = nn.ModuleList(stages([before] + [width]*(blocks - 1), width, attends) for before, width, attends in levels)
+        self.encoder = nn.ModuleList(stages([above] + [width]*(blocks - 1), width, attends) for above, width, attends in levels)
         self.down = nn.ModuleList(Downsample(width) for width in fine)
         self.middle = stages([widths[-1]], widths[-1], attention[-1]).extend(stages([widths[-1]], widths[-1], False))
         self.up = nn.ModuleList(Upsample(below, width) for width, below in zip(fine, widths[1:], strict=True))
         self.decoder = nn.ModuleList(stages([2*width]*blocks, width, attends) for _, width, attends in levels)
-        self.head = nn.Sequential(normalisation(widths[0]), nn.SiLU(), zeroed(nn.Conv2d(widths[0], out_channels or image_channels, 3, padding=1)))
+        last = zeroed(nn.Conv2d(widths[0], out_channels or image_channels, 3, padding=1))
+        self.head = nn.Sequential(normalisation(widths[0]), nn.SiLU(), last)
 
     def forward(self, x, t, condition=None, latent=None):
         labels, image = check_inputs(self, x, condition, latent)
@@ -57,27 +60,29 @@ class UNet(nn.Module):
             if level: h = self.up[level - 1](h)
         return self.head(h)
 
-# %% ../nbs/library/06_unet.ipynb #5acce1db
+# %% ../nbs/library/06_unet.ipynb #437e5cb8
 def check_inputs(network, x, condition, latent):
-    "The labels and image of a condition, each perhaps None; `ValueError` if x, the condition or the latent is not what the network was built for."
+    "The labels and image of a condition, each perhaps None; `ValueError` if x, condition or latent is not what the network was built for."
     labels, image = (None, None) if condition is None else (condition.labels, condition.image)
     if any(side % network.factor for side in x.shape[-2:]):
-        raise ValueError(f"images of {x.shape[-2]} x {x.shape[-1]} cannot be halved often enough: both sides must be multiples of {network.factor}")
-    if labels is not None and not network.classes: raise ValueError("labels were given to a network without classes: build it with classes=..., or drop them")
+        raise ValueError(f"images of {x.shape[-2]} x {x.shape[-1]} do not fit: both sides must be multiples of {network.factor}")
+    if labels is not None and not network.classes:
+        raise ValueError("labels were given to a network without classes: build it with classes=..., or drop them")
     channels = 0 if image is None else image.shape[1]
     if channels != network.condition_channels:
-        raise ValueError(f"the condition image has {channels} channels, the network expects {network.condition_channels}: change one of them")
+        raise ValueError(f"the condition image has {channels} channels, but {network.condition_channels} are expected: change one of them")
     length = 0 if latent is None else latent.shape[-1]
-    if length != network.latent: raise ValueError(f"the latent vector has length {length}, the network expects {network.latent}: change one of them")
+    if length != network.latent:
+        raise ValueError(f"the latent vector has length {length}, but {network.latent} is expected: change one of them")
     return labels, image
 
-# %% ../nbs/library/06_unet.ipynb #cc1d1d4c
+# %% ../nbs/library/06_unet.ipynb #f11651c3
 def parameter_count(network):
     "Number of trainable values."
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 def forward_flops(network, *inputs):
-    "Floating-point operations of one forward pass, two per multiply-add; convolutions, matrix products and attention are counted. Works on the meta device."
+    "Floating-point operations of one forward pass, two per multiply-add, of convolutions and matrix products. Works on the meta device."
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad(): network(*inputs)
     return counter.get_total_flops()
