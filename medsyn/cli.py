@@ -6,32 +6,30 @@
 __all__ = ['commands', 'main', 'data_state', 'claims_here', 'doctor', 'runs_of', 'list_papers', 'data', 'data_list', 'data_check',
            'data_fetch', 'run', 'report', 'sample_run', 'sample']
 
-# %% ../nbs/library/19_cli.ipynb #9d3189fc
+# %% ../nbs/library/19_cli.ipynb #ec95758e
 import os
 import platform
 import sys
 from pathlib import Path
 
 import click
-import numpy as np
 import torch
 from PIL import Image
 
-from .datasets import ImageSet
-from .figures import tile
 from .manifests import check, fetch, load_manifest, locate, manifest_names
 from .randomness import Draw
 from .report import write_report
 from .results import SCALES, read_results
 from .runner import paper_module, papers, run_paper, scale_settings
-from .runs import cache_folder, hardware, nearest, pick_device, read_json, write_atomic
+from .runs import cache_folder, hardware, nearest, pick_device, read_json
 
-# %% ../nbs/library/19_cli.ipynb #21126970
+# %% ../nbs/library/19_cli.ipynb #315ea244
 class _Commands(click.Group):
     "A group of commands that offers the nearest name for an unknown one."
     def get_command(self, context, name):
         command = super().get_command(context, name)
-        if command is None and not context.resilient_parsing: raise click.UsageError(f"unknown command {name!r}: {nearest(name, self.commands)}")
+        if command is None and not context.resilient_parsing:
+            raise click.UsageError(f"unknown command {name!r}: {nearest(name, self.commands)}")
         return command
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -43,7 +41,8 @@ def main(arguments=None):
     try: status = commands.main(args=arguments, prog_name="medsyn", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error: print(error.format_message()); status = 0
     except click.ClickException as error: status = _say(error.format_message(), 2)
-    except (KeyboardInterrupt, click.Abort): status = _say("stopped; what was trained is saved, and the same command goes on from there", 130)
+    except (KeyboardInterrupt, click.Abort):
+        status = _say("stopped; what was trained is saved, and the same command goes on from there", 130)
     except (ValueError, OSError, RuntimeError) as error: status = _say(error, 1)
     sys.exit(status)
 
@@ -58,7 +57,7 @@ def _table(rows, header):
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
-# %% ../nbs/library/19_cli.ipynb #03afafb9
+# %% ../nbs/library/19_cli.ipynb #2223148f
 def data_state(name, root=None):
     "Where a data set stands: 'made here', 'found', or 'missing'."
     manifest = load_manifest(name)
@@ -69,26 +68,28 @@ def data_state(name, root=None):
 def claims_here(slug):
     "How many claims of a paper could be judged on this machine, and what the others need: {need: count}, '' for none."
     module, needs = paper_module(slug), {}
-    official = any(load_manifest(name).match == "official" and data_state(name) == "found" for names in module.DATA.values() for name in names)
+    sets = [name for names in module.DATA.values() for name in names]
+    official = any(load_manifest(name).match == "official" and data_state(name) == "found" for name in sets)
     for claim in module.CLAIMS.values():
         need = "" if claim.data_free else claim.features or ("" if official else "the official data")
         needs[need] = needs.get(need, 0) + 1
     return needs
 
-# %% ../nbs/library/19_cli.ipynb #ec3bf9be
+# %% ../nbs/library/19_cli.ipynb #4b85b798
 @commands.command()
 def doctor():
     "What this machine offers: torch, device, data found; which claims can be checked here."
     device = pick_device("auto")
     click.echo(_table([["python", platform.python_version()], ["torch", torch.__version__], ["device", f"{device} ({hardware(device)})"],
-                       ["$MEDSYN_DATA", os.environ.get("MEDSYN_DATA", "not set")], ["cache", cache_folder()]], ["what", "found"]))
-    click.echo("\n" + _table([[name, load_manifest(name).match, data_state(name)] for name in manifest_names()], ["data set", "match", "state"]))
+                       ["$MEDSYN_DATA", os.environ.get("MEDSYN_DATA", "not set")], ["cache", cache_folder()]], ["what", "found"]) + "\n")
+    rows = [[name, load_manifest(name).match, data_state(name)] for name in manifest_names()]
+    click.echo(_table(rows, ["data set", "match", "state"]))
     for slug in papers():
         for need, count in sorted(claims_here(slug).items()):
             click.echo(f"\n{slug}: {count} claims " + (f"need {need}" if need else "can be checked here"), nl=False)
     click.echo()
 
-# %% ../nbs/library/19_cli.ipynb #699d54ab
+# %% ../nbs/library/19_cli.ipynb #6d51e43c
 def runs_of(slug, *folders):
     "The results of every run of a paper below these folders."
     return [read_results(path) for folder in folders for path in sorted(Path(folder).glob(f"{slug}/*/results.json"))]
@@ -99,15 +100,15 @@ def list_papers(out):
     "The papers, what each needs and costs, and what has been run."
     for slug in papers():
         module = paper_module(slug)
-        click.echo(f"{slug}: {module.__doc__.splitlines()[0]}\n  data: {'; '.join(f'{role} = {_or(names)}' for role, names in module.DATA.items())}")
+        click.echo(f"{slug}: {module.__doc__.splitlines()[0]}")
+        for role, names in module.DATA.items(): click.echo(f"  data: {role} = {' or '.join(names)}")
         for results in runs_of(slug, out, "results"):
             cost = sum(row.get("TFLOP in all") or 0 for row in results["costs"])
-            click.echo(f"  {results['scale']} run on {', '.join(d['name'] for d in results['data'].values())}: {results['seconds']/60:.0f} minutes, "
-                       f"{cost:,.1f} TFLOP, {len(results['scores'])} scores, {len(results['figures'])} figures")
+            names = ", ".join(about["name"] for about in results["data"].values())
+            click.echo(f"  {results['scale']} run on {names}: {results['seconds']/60:.0f} minutes, {cost:,.1f} TFLOP, "
+                       f"{len(results['scores'])} scores, {len(results['figures'])} figures")
 
-def _or(names): return " or ".join(names)
-
-# %% ../nbs/library/19_cli.ipynb #16ff9679
+# %% ../nbs/library/19_cli.ipynb #90cf4771
 @commands.group(cls=_Commands)
 def data():
     "Data sets: list them, check their files, fetch them."
@@ -128,7 +129,8 @@ def data_check(name, root):
     "Compare the files of a data set with its manifest; fails unless every one is as it should be."
     rows = check(load_manifest(name), root)
     click.echo(_table(rows, ["file", "state", "detail"]))
-    if any(state != "ok" for _, state, _ in rows): raise ValueError(f"{name} is not as its manifest says: see above; `medsyn data fetch {name}` gets it again")
+    if any(state != "ok" for _, state, _ in rows):
+        raise ValueError(f"{name} is not as its manifest says: see above; `medsyn data fetch {name}` gets it again")
 
 @data.command("fetch")
 @click.argument("name")
@@ -162,11 +164,12 @@ def report(out):
     "One self-contained HTML page from every run's results."
     click.echo(f"report: {write_report(Path(out))}")
 
-# %% ../nbs/library/19_cli.ipynb #20b3d051
+# %% ../nbs/library/19_cli.ipynb #0617c059
 def sample_run(run, n=64, out="samples", variant="medsyn", seed=0, device="auto"):
     "Draw `n` samples from the networks of a run folder; writes samples.npz (raw float32), one PNG each, and returns the `SampleSet`."
     if n < 1: raise ValueError(f"--n is {n}: expected at least 1 sample")
-    if not (Path(run)/"provenance.json").exists(): raise FileNotFoundError(f"{run} is no run folder: expected one that `medsyn run` made, such as runs/PAPER/SCALE-DATA")
+    if not (Path(run)/"provenance.json").exists():
+        raise FileNotFoundError(f"{run} is no run folder: expected one that `medsyn run` made, such as runs/PAPER/SCALE-DATA")
     facts, device = read_json(Path(run)/"provenance.json"), pick_device(device)
     module = paper_module(facts["paper"])
     parameters = facts["parameters"]
@@ -174,7 +177,7 @@ def sample_run(run, n=64, out="samples", variant="medsyn", seed=0, device="auto"
     generator = module.load_generator(run, settings, variant, parameters["seeds"][0], device)
     samples = generator.generate(range(n), draw=Draw(seed, device))
     samples.save(Path(out)/"samples.npz")
-    for i, image in enumerate(samples.quantised()): Image.fromarray(image.transpose(1, 2, 0).squeeze()).save(Path(out)/f"{i:05d}.png")
+    for i, image in enumerate(samples.quantised().transpose(0, 2, 3, 1)): Image.fromarray(image.squeeze()).save(Path(out)/f"{i:05d}.png")
     return samples
 
 @commands.command()

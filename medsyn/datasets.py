@@ -29,15 +29,10 @@ from .manifests import from_mapping, holds, load_manifest, locate, manifest_name
 from .phantoms import blood_cells
 from .runs import array_digest, cache_folder, nearest, progress, read_json, write_json
 
-# %% ../nbs/library/04_datasets.ipynb #c4cbe14c
+# %% ../nbs/library/04_datasets.ipynb #2ebe94c3
 @dataclass(frozen=True, eq=False)
-class ImageSet:
-    """Images (n, c, h, w), uint8 or float32, with what is known about them; `size` is (h, w). `ValueError` if the parts do not agree.
-
-    `splits` maps names to int64 row numbers (repeats allowed). `value_range` is the (low, high) of the stored values. `labels` (int64),
-    `masks`, `patients`, `cases` and `slices` hold one entry a row, or are None; `spacing` is the pixel size in mm. `match` is official,
-    substitute or phantom. `digest` is computed from images, labels and masks when it is not given.
-    """
+class _Fields:
+    "The fields of an `ImageSet`, explained there."
     images: np.ndarray
     splits: dict = field(default_factory=dict)
     name: str = "images"
@@ -55,6 +50,15 @@ class ImageSet:
     redistribute_images: bool = False
     digest: str = ""
 
+# %% ../nbs/library/04_datasets.ipynb #c4cbe14c
+@dataclass(frozen=True, eq=False)
+class ImageSet(_Fields):
+    """Images (n, c, h, w), uint8 or float32, with what is known about them; `size` is (h, w). `ValueError` if the parts do not agree.
+
+    `splits` maps names to int64 row numbers (repeats allowed). `value_range` is the (low, high) of the stored values. `labels` (int64),
+    `masks`, `patients`, `cases` and `slices` hold one entry a row, or are None; `spacing` is the pixel size in mm. `match` is official,
+    substitute or phantom. `digest` is computed from images, labels and masks when it is not given.
+    """
     def __post_init__(self):
         _check_parts(self)
         for key, value in _completed(self).items(): object.__setattr__(self, key, value)
@@ -309,6 +313,7 @@ class NpzSplits:
                 for piece in _rows(archive, key, (shape,), (self.dtype,), path.name):
                     yield piece.reshape(len(piece), self.size, self.size, -1).transpose(0, 3, 1, 2)
 
+# %% ../nbs/library/04_datasets.ipynb #747c9292
 def _labels(path, manifest, split):
     "The labels of one split of an .npz file, int64 (n,)."
     shapes, kinds = ((split.count, 1), (split.count,)), ("uint8", "int64", "int32", "int16")

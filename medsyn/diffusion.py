@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'OBJECTIVES', 'DISTANCES', 'Schedule', 'schedule_from_beta', 'linear_schedule', 'cosine_schedule',
-           'coefficients', 'add_noise', 'Prediction', 'prediction_from_x0', 'Objective', 'epsilon_target',
-           'epsilon_to_prediction', 'v_target', 'v_to_prediction', 'check_choice', 'Denoiser', 'diffusion_loss',
-           'MixtureDenoiser']
+           'coefficients', 'add_noise', 'Prediction', 'prediction_from_x0', 'Objective', 'check_choice', 'Denoiser',
+           'diffusion_loss', 'MixtureDenoiser']
 
 # %% ../nbs/library/07_diffusion.ipynb #d8716194
 import math
@@ -99,24 +98,24 @@ class Objective(NamedTuple):
     target: Callable
     to_prediction: Callable
 
-def epsilon_target(x0, noise, alpha_bar): return noise
+def _epsilon_target(x0, noise, alpha_bar): return noise    # Ho et al. 2020, Eq. 14
 
-def epsilon_to_prediction(epsilon, x_t, alpha_bar):
+def _epsilon_to_prediction(epsilon, x_t, alpha_bar):
     signal, sigma = coefficients(alpha_bar, x_t)
     return Prediction((x_t - sigma*epsilon) / signal, epsilon)
 
 # %% ../nbs/library/07_diffusion.ipynb #1f5b002a
-def v_target(x0, noise, alpha_bar):
+def _v_target(x0, noise, alpha_bar):
     "v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x0 (Salimans & Ho 2022, appendix D)."
     signal, sigma = coefficients(alpha_bar, x0)
     return signal*noise - sigma*x0
 
-def v_to_prediction(v, x_t, alpha_bar):
+def _v_to_prediction(v, x_t, alpha_bar):
     signal, sigma = coefficients(alpha_bar, x_t)
     return Prediction(signal*x_t - sigma*v, sigma*x_t + signal*v)
 
-OBJECTIVES = {"epsilon": Objective(epsilon_target, epsilon_to_prediction),
-              "v":       Objective(v_target, v_to_prediction)}
+OBJECTIVES = {"epsilon": Objective(_epsilon_target, _epsilon_to_prediction),
+              "v":       Objective(_v_target, _v_to_prediction)}
 
 # %% ../nbs/library/07_diffusion.ipynb #da843649
 def check_choice(name, names, what):

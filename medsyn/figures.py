@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['INK', 'MUTED', 'RULE', 'REPORTED', 'COLOURS', 'WIDTH', 'DPI', 'MAX_BYTES', 'STYLE', 'CAPTION_LINE', 'NARROW', 'WIDE',
-           'MAGNIFY', 'AREA', 'GUTTER_CHARACTERS', 'new_figure', 'pixels', 'caption_strip', 'few_colours', 'encode_png',
-           'picture_text', 'csv_field', 'csv_bytes', 'as_colour', 'tile', 'montage_layout', 'draw_montage',
-           'stack_rows', 'tile_rows', 'montage_columns', 'montage_figure', 'draw_line', 'draw_reported', 'draw_curves',
-           'curve_rows', 'curve_words', 'drawn', 'captioned_png', 'Figures']
+           'MAGNIFY', 'AREA', 'GUTTER_CHARACTERS', 'new_figure', 'pixels', 'caption_strip', 'encode_png',
+           'picture_text', 'csv_bytes', 'as_colour', 'tile', 'montage_layout', 'draw_montage', 'stack_rows',
+           'tile_rows', 'montage_columns', 'montage_figure', 'draw_curves', 'curve_rows', 'curve_words', 'drawn',
+           'captioned_png', 'Figures']
 
 # %% ../nbs/library/16_figures.ipynb #e58bdea7
 import csv
@@ -30,7 +30,7 @@ from .runs import write_atomic
 # %% ../nbs/library/16_figures.ipynb #8d3d1baf
 INK, MUTED, RULE, REPORTED = "#1c2126", "#5d6771", "#d9dee3", "#3f474f"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-WIDTH, DPI, MAX_BYTES = 5.2, 160, 200_000    # inches, pixels an inch (832 pixels across), largest picture
+WIDTH, DPI, MAX_BYTES = 5.2, 160, 100_000    # inches, pixels an inch (832 pixels across), largest picture
 
 STYLE = {
     "font.family": "DejaVu Sans", "font.size": 8.5, "text.color": INK, "axes.labelcolor": INK, "axes.titlesize": 8.5,
@@ -74,7 +74,7 @@ def caption_strip(title, details, width):
     return pixels(strip)
 
 # %% ../nbs/library/16_figures.ipynb #16545173
-def few_colours(image):
+def _few_colours(image):
     "A Pillow image in 256 colours: 240 chosen from it and 16 greys, so that small type stays clean."
     chosen = image.quantize(240, Pillow.Quantize.MEDIANCUT).getpalette()[:720]
     palette = Pillow.new("P", (1, 1))
@@ -86,7 +86,7 @@ def encode_png(picture, text, reduced=False):
     info = PngInfo()
     for name, words in text.items(): info.add_itxt(name, words)
     image, file = Pillow.fromarray(picture), io.BytesIO()
-    (few_colours(image) if reduced else image).save(file, "PNG", optimize=True, pnginfo=info)
+    (_few_colours(image) if reduced else image).save(file, "PNG", optimize=True, pnginfo=info)
     return file.getvalue()
 
 def picture_text(path):
@@ -94,7 +94,7 @@ def picture_text(path):
     with Pillow.open(path) as image: return dict(getattr(image, "text", {}))
 
 # %% ../nbs/library/16_figures.ipynb #899be54a
-def csv_field(value):
+def _csv_field(value):
     "One value as it stands in a CSV: integers and text as they are, floats with nine significant digits, nothing for None and NaN."
     if value is None: return ""
     if isinstance(value, (float, np.floating)): return "" if np.isnan(value) else f"{value:.9g}"
@@ -107,7 +107,7 @@ def csv_bytes(table):
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table)
-    writer.writerows([csv_field(value) for value in row] for row in zip(*table.values(), strict=True))
+    writer.writerows([_csv_field(value) for value in row] for row in zip(*table.values(), strict=True))
     return text.getvalue().encode()
 
 # %% ../nbs/library/16_figures.ipynb #fa312d6b
@@ -209,13 +209,13 @@ def montage_figure(rows, columns):
     return figure, note, words, tile_rows(rows, headings)
 
 # %% ../nbs/library/16_figures.ipynb #000d5a90
-def draw_line(axes, x, name, y, colour):
+def _draw_line(axes, x, name, y, colour):
     "One line of ours: `y`, or `(y, low, high)` with a band."
     y, *band = y if isinstance(y, tuple) else (y,)
     axes.plot(x, y, color=colour, label=name, marker="o" if len(x) <= 12 else None)
     if band: axes.fill_between(x, *[np.asarray(edge, float) for edge in band], color=colour, alpha=0.18, linewidth=0)
 
-def draw_reported(axes, name, value, colour):
+def _draw_reported(axes, name, value, colour):
     "A reported value as a broken level, or a reported curve `(x, y)` as a broken line with hollow marks."
     label = name if "reported" in name.lower() else f"{name} (reported)"
     if not isinstance(value, tuple): axes.axhline(value, color=colour, linestyle=(0, (5, 3)), linewidth=1.1, label=label); return
@@ -226,8 +226,8 @@ def draw_reported(axes, name, value, colour):
 def draw_curves(axes, x, lines, reported, xlabel, ylabel, log):
     "Ours and the reported values on one panel; the legend stands above it and hides no point. `log` is kept where all values are positive."
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(lines)}
-    for name, y in lines.items(): draw_line(axes, x, name, y, colours[name])
-    for name, value in reported.items(): draw_reported(axes, name, value, colours.get(name, REPORTED))
+    for name, y in lines.items(): _draw_line(axes, x, name, y, colours[name])
+    for name, value in reported.items(): _draw_reported(axes, name, value, colours.get(name, REPORTED))
     axes.set(xlabel=xlabel, ylabel=ylabel)
     drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines] or [[1.0]])
     if log and (drawn[np.isfinite(drawn)] > 0).all():
@@ -268,8 +268,8 @@ def drawn(draw, panels, height):
     with mpl.rc_context(STYLE): draw(axes)
     return figure
 
-def captioned_png(picture, title, details, alt):
-    """PNG bytes of a picture (height, width, 3) over its caption, in 256 colours if it would be too big.
+def captioned_png(picture, title, details, alt, chart=False):
+    """PNG bytes of a picture (height, width, 3) over its caption, in 256 colours if it would be too big, or is a chart, which has few.
 
     Stored inside: Title, Description (the alternative text), Caption (a line each) and Drawing, the size of the part above the caption.
     """
@@ -278,8 +278,14 @@ def captioned_png(picture, title, details, alt):
         whole = np.concatenate([picture, caption_strip(title, details, width)])
         words = {"Title": title, "Description": alt, "Caption": "\n".join(filter(None, details)), "Drawing": f"{width}x{height}"}
         return encode_png(whole, words, reduced)
-    png = encode(details)
+    png = encode(details, reduced=chart)
     return png if len(png) <= MAX_BYTES else encode([*details[:-1], "Shown in 256 colours.", details[-1]], reduced=True)
+
+def _store(folder, id, png, numbers):
+    "Write the picture and table of one figure; returns their names below `folder`."
+    files = {"file": f"figures/{id}.png", "data": f"tables/{id}.csv"}
+    for name, content in zip(files.values(), (png, numbers), strict=True): write_atomic(folder/name, content)
+    return files
 
 # %% ../nbs/library/16_figures.ipynb #18a1ffce
 class Figures:
@@ -296,9 +302,8 @@ class Figures:
         numbers, alt = csv_bytes(table), alt or f"{title}. {note}".strip()
         picture = pixels(draw if isinstance(draw, Figure) else drawn(draw, panels, height))
         details = ["Schematic: drawn by rule, not measured." if schematic else "", note, f"Rebuilds {of}." if of else "", self.stamp]
-        png, files = captioned_png(picture, title, details, alt), {"file": f"figures/{id}.png", "data": f"tables/{id}.csv"}
-        for name, content in zip(files.values(), (png, numbers), strict=True): write_atomic(self.folder/name, content)
-        self.kept[id] = {"id": id, "title": title, **files, "of": of, "schematic": schematic}
+        png = captioned_png(picture, title, details, alt, chart=not isinstance(draw, Figure))
+        self.kept[id] = {"id": id, "title": title, **_store(self.folder, id, png, numbers), "of": of, "schematic": schematic}
         return Image(png, width=picture.shape[1]*5//8, alt=alt)
 
     def montage(self, id, title, rows, columns=None, of="", note="", schematic=False):

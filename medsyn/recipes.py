@@ -20,13 +20,14 @@ from .randomness import Draw
 from .training import PRECISIONS, Batch, Recipe, _Minimiser
 from .unet import forward_flops, parameter_count
 
-# %% ../nbs/library/11_recipes.ipynb #bea749ca
+# %% ../nbs/library/11_recipes.ipynb #347b040d
 class DiffusionRecipe(Recipe):
     """Train `denoiser.network` on images in [-1, 1] (Ho et al. 2020, Algorithm 1).
 
     `optimiser`: a function parameters -> optimiser. `learning_rate`: a function of the images seen. `distance`: mse or l1.
     `condition`: a function (batch, draw) -> Condition, for networks that take one. `config`: what else defines the training."""
-    def __init__(self, denoiser, optimiser, learning_rate, batch_size, images, distance="mse", ema=None, precision="fp32", condition=None, config=None):
+    def __init__(self, denoiser, optimiser, learning_rate, batch_size, images, distance="mse", ema=None, precision="fp32",
+                 condition=None, config=None):
         network = denoiser.network
         about = {"schedule": denoiser.schedule.name, "objective": denoiser.objective, "distance": distance,
                  "parameters": parameter_count(network), **(config or {})}
@@ -79,9 +80,9 @@ def cost_row(name, recipe, shape, folder, n_images, sample_evaluations, n_sample
             "images/s here": rate, "paper: images": paper_images, "paper: PFLOP": training*paper_images/1e15,
             "paper: hours at this rate": paper_images/rate/3600 if rate else None}
 
-# %% ../nbs/library/11_recipes.ipynb #69bbbe3c
+# %% ../nbs/library/11_recipes.ipynb #dce608b1
 def affordable_samples(generator, n, minutes, draw):
-    "How many samples, at most `n`, `generator` makes in `minutes`: whole blocks of 64, one at least; all `n` when there is no limit (None)."
+    "How many samples, at most `n`, `generator` makes in `minutes`: whole blocks of 64, one at least; all `n` if that is None."
     if minutes is None or n <= 64: return n
     begun = time.monotonic()
     generator.generate(range(64), draw=draw, label="timing a block of samples")

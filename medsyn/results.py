@@ -205,7 +205,7 @@ def score_table(scores, claims):
     Below the table the markdown says the protocol of each score and which of the `claims` (id -> `Claim`) have no score here.
     """
     groups = {}
-    for score in scores: groups.setdefault(_row_key(score), ([], []))[score.variant == "medsyn"].append(score)
+    for score in scores: groups.setdefault(_row_key(score), ([], []))[score.variant != "faithful"].append(score)
     rows = [_row(*pair, claims) for both in groups.values() for pair in zip_longest(*both)]
     lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|"*len(COLUMNS)] + [f"| {' | '.join(row.values())} |" for row in rows]
     lines += ["", *map(_protocol, scores)]

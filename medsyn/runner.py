@@ -78,7 +78,7 @@ def scale_settings(table, scale, changes=None):
         settings[name] = convert(name, value, settings[name])
     return SimpleNamespace(**settings)
 
-# %% ../nbs/library/18_runner.ipynb #c3760baa
+# %% ../nbs/library/18_runner.ipynb #0cfeaff6
 def data_sources(roles, given=()):
     "The source of each role (`roles`: role -> accepted manifests), from words '[ROLE=]SOURCE'; the phantom where nothing is given."
     sources = dict.fromkeys(roles, "phantom")
@@ -91,12 +91,14 @@ def data_sources(roles, given=()):
     return sources
 
 def check_source(source, accepts):
-    "Refuse a data source that is no manifest's name, no folder and not `phantom`, or that a role does not accept."
-    known = source == "phantom" or source in manifest_names()
-    if not known and not Path(source).is_dir(): raise ValueError(f"unknown data set {source!r}: not a folder; {nearest(source, ['phantom', *manifest_names()])}")
-    if known and source not in ("phantom", *accepts): raise ValueError(f"data set {source!r} does not fit here: {nearest(source, ['phantom', *accepts])}")
+    "`ValueError` for a data source that is no manifest's name, no folder and not `phantom`, or that a role does not accept."
+    names = ["phantom", *manifest_names()]
+    if source not in names and not Path(source).is_dir():
+        raise ValueError(f"unknown data set {source!r}: not a folder; {nearest(source, names)}")
+    if source in names and source not in ("phantom", *accepts):
+        raise ValueError(f"data set {source!r} does not fit here: {nearest(source, ['phantom', *accepts])}")
 
-# %% ../nbs/library/18_runner.ipynb #d127ea1e
+# %% ../nbs/library/18_runner.ipynb #5d969b33
 @dataclass(frozen=True)
 class Request:
     "What to run: every word of it checked."
@@ -119,7 +121,8 @@ def _pairs(settings):
 def _seeds(seeds):
     words = seeds.split(",") if isinstance(seeds, str) else seeds if isinstance(seeds, (list, tuple)) else [seeds]
     try: return [int(word) for word in words]
-    except (TypeError, ValueError): raise ValueError(f"seeds are {seeds!r}: expected whole numbers separated by commas, such as 0,1,2") from None
+    except (TypeError, ValueError):
+        raise ValueError(f"seeds are {seeds!r}: expected whole numbers separated by commas, such as 0,1,2") from None
 
 # %% ../nbs/library/18_runner.ipynb #26ca4dd0
 def request(paper, scale="smoke", data=(), seeds=(0,), device="auto", minutes=0.0, out="runs", settings=()):
@@ -132,7 +135,7 @@ def request(paper, scale="smoke", data=(), seeds=(0,), device="auto", minutes=0.
     if minutes < 0: raise ValueError(f"minutes are {minutes}: expected 0 (no limit) or more")
     return Request(paper, scale, data_sources(module.DATA, data), _seeds(seeds), str(device), minutes, str(out), chosen)
 
-# %% ../nbs/library/18_runner.ipynb #2128f45f
+# %% ../nbs/library/18_runner.ipynb #e26fb0ea
 def open_run(paper, scale="smoke", data=(), seeds=(0,), device="auto", minutes=0.0, out="runs", settings=()):
     "Check the request and open its run folder: (run, settings). What a notebook calls first."
     asked = request(paper, scale, data, seeds, device, minutes, out, settings)
@@ -141,39 +144,44 @@ def open_run(paper, scale="smoke", data=(), seeds=(0,), device="auto", minutes=0
     return run, SimpleNamespace(**asked.settings)
 
 def _write_provenance(run, settings, **more):
-    parameters = {"scale": run.scale, "data": {role: data_label(source) for role, source in run.data.items()}, "seeds": run.seeds,
-                  "minutes": run.minutes, "settings": settings}
+    labels = {role: data_label(source) for role, source in run.data.items()}
+    parameters = {"scale": run.scale, "data": labels, "seeds": run.seeds, "minutes": run.minutes, "settings": settings}
     write_json(run.folder/"provenance.json", provenance(run.device, paper=run.paper, parameters=parameters, **more))
 
-# %% ../nbs/library/18_runner.ipynb #48d3bb80
+# %% ../nbs/library/18_runner.ipynb #c2003014
 def close_run(run, settings, scores, figures, trained, images, costs=(), notes=()):
     """Judge the scores and write results.json and provenance.json; returns the judged scores.
 
-    `figures`: the records of `Figures`; `trained`: every `Trained` of the run; `images`: role -> `ImageSet`; `costs`, `notes`: rows and sentences."""
+    `figures`: the records of `Figures`; `trained`: every `Trained` of the run; `images`: role -> `ImageSet`; `costs`: rows of a table;
+    `notes`: sentences."""
     claims = paper_module(run.paper).CLAIMS
     scores = judge(scores, claims, run.scale)
     data = {role: {"name": i.name, "match": i.match, "licence": i.licence} for role, i in images.items()}
-    _write_provenance(run, vars(settings), complete=all(t.complete for t in trained), data={role: i.digest for role, i in images.items()})
+    digests = {role: i.digest for role, i in images.items()}
+    _write_provenance(run, vars(settings), complete=all(t.complete for t in trained), data=digests)
     facts = read_json(run.folder/"provenance.json")
-    write_results(run.folder, run.paper, run.scale, run.seeds, scores, figures, round(run.seconds, 1), claims=claims, commit=facts["commit"],
-                  hardware=facts["hardware"], costs=costs, notes=notes, data=data)
+    write_results(run.folder, run.paper, run.scale, run.seeds, scores, figures, round(run.seconds, 1), claims=claims,
+                  commit=facts["commit"], hardware=facts["hardware"], costs=costs, notes=notes, data=data)
     return scores
 
-# %% ../nbs/library/18_runner.ipynb #ece03111
+# %% ../nbs/library/18_runner.ipynb #7126a844
 def fingerprint(asked):
     "A SHA-256 over the notebook, medsyn's code, the request and the data manifests it names."
     manifests = {role: load_manifest(source).digest for role, source in asked.data.items() if source in manifest_names()}
-    parts = [notebook_of(asked.paper).read_bytes(), package_digest(), json.dumps({**asdict(asked), "out": ""}, sort_keys=True), json.dumps(manifests), torch.__version__]
-    return hashlib.sha256(b"\0".join(part if isinstance(part, bytes) else part.encode() for part in parts)).hexdigest()
+    parts = [package_digest(), json.dumps({**asdict(asked), "out": ""}, sort_keys=True), json.dumps(manifests), torch.__version__]
+    return hashlib.sha256(notebook_of(asked.paper).read_bytes() + "\0".join(parts).encode()).hexdigest()
 
 def is_done(folder, mark):
     "Whether the run in `folder` finished, with whole trainings, and carries this fingerprint."
-    try: return read_json(Path(folder)/"finished.json") == {"fingerprint": mark} and bool(read_results(Path(folder)/"results.json"))
+    try: found = read_json(Path(folder)/"finished.json"), read_results(Path(folder)/"results.json")
     except (OSError, ValueError): return False
+    return found[0] == {"fingerprint": mark}
 
-# %% ../nbs/library/18_runner.ipynb #1be11be9
-# Fewer page faults in kernels on Linux: freed memory is kept for the next step instead of being returned to the system.
-KERNEL_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "17179869184", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"}
+# %% ../nbs/library/18_runner.ipynb #9ef9c9e1
+# For kernels on Linux: freed memory is kept for the next step instead of being returned to the system; and threads that wait do not
+# spin, so that a training goes on at its pace when something else runs on the same cores.
+KERNEL_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "17179869184", "MALLOC_TRIM_THRESHOLD_": "17179869184",
+                      "MALLOC_TOP_PAD_": "268435456", "OMP_WAIT_POLICY": "passive"}
 
 def _interrupt_kernels():
     for child in psutil.Process().children(recursive=True):
@@ -189,21 +197,25 @@ def _watch(thread, label, status):
                 thread.join(0.5)
                 text = f"{label} | {status.read_text() if status.exists() else 'starting'}"
                 line.set_description_str(text)
-                if not terminal and time.monotonic() - said > 30: said = time.monotonic(); print(text, file=sys.stderr, flush=True)
+                if not terminal and time.monotonic() - said > 30:
+                    said = time.monotonic()
+                    print(text, file=sys.stderr, flush=True)
             except KeyboardInterrupt:
                 if asked: raise
                 asked = True
                 _interrupt_kernels()
     return asked
 
-# %% ../nbs/library/18_runner.ipynb #541d282f
+# %% ../nbs/library/18_runner.ipynb #c53e8936
 def execute(notebook, target, parameters, label):
-    "Run `notebook` with `parameters` into `target`. `RuntimeError` with one line about the cell that failed; `KeyboardInterrupt` if asked to stop."
+    "Run `notebook` with `parameters` into `target`. `RuntimeError` says in one line what failed; `KeyboardInterrupt` after Ctrl-C."
     KernelManager.transport_encryption.default_value = "auto"  # else each kernel warns that its local connection is not encrypted
     problem, status = [], Path(tempfile.mkdtemp())/"status"
     environment = {"MEDSYN_STATUS": str(status), **(KERNEL_ENVIRONMENT if sys.platform == "linux" else {})}
     def work():
-        try: papermill.execute_notebook(str(notebook), str(target), parameters=parameters, kernel_name="python3", progress_bar=False, autosave_cell_every=30)
+        try:
+            papermill.execute_notebook(str(notebook), str(target), parameters=parameters, kernel_name="python3",
+                                       progress_bar=False, autosave_cell_every=30)
         except BaseException as error: problem.append(error)
     thread = threading.Thread(target=work, daemon=True)
     former = {name: os.environ.get(name) for name in environment}
@@ -212,18 +224,21 @@ def execute(notebook, target, parameters, label):
         thread.start()
         stopped = _watch(thread, label, status)
     finally:
-        for name, value in former.items(): os.environ.pop(name) if value is None else os.environ.update({name: value})
+        for name, value in former.items():
+            os.environ.pop(name)
+            if value is not None: os.environ[name] = value
         shutil.rmtree(status.parent, ignore_errors=True)
     if stopped: raise KeyboardInterrupt
     if problem: raise _one_line(problem[0], target)
     check_completed(target)
 
-# %% ../nbs/library/18_runner.ipynb #2fa80dcb
+# %% ../nbs/library/18_runner.ipynb #f932c780
 PLAIN = {"ValueError": ValueError, "FileNotFoundError": FileNotFoundError}
 
 def _one_line(error, target):
     "The error of a failed notebook as one line: medsyn's own messages as they are, others with the place to look."
-    if not isinstance(error, PapermillExecutionError): return RuntimeError(f"{type(error).__name__}: {str(error).splitlines()[0]} (see {target})")
+    if not isinstance(error, PapermillExecutionError):
+        return RuntimeError(f"{type(error).__name__}: {str(error).splitlines()[0]} (see {target})")
     text = (error.evalue.splitlines() or [""])[0]
     if error.ename in PLAIN: return PLAIN[error.ename](text)
     return RuntimeError(f"cell {error.exec_count} failed with {error.ename}: {text} (see {target})")
@@ -232,19 +247,21 @@ def check_completed(path):
     "`RuntimeError` unless every code cell of an executed notebook was completed: a kernel that exits politely must not look like success."
     cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
     open_cells = [n for n, cell in enumerate(cells, 1) if cell.metadata.get("papermill", {}).get("status") != "completed"]
-    if open_cells: raise RuntimeError(f"only {open_cells[0] - 1} of {len(cells)} cells were completed: the kernel stopped early (see {path})")
+    if open_cells:
+        raise RuntimeError(f"only {open_cells[0] - 1} of {len(cells)} cells were completed: the kernel stopped early (see {path})")
 
-# %% ../nbs/library/18_runner.ipynb #8c5e7a88
+# %% ../nbs/library/18_runner.ipynb #c5facba4
 def run_paper(paper, scale="smoke", data=(), seeds=(0,), device="auto", minutes=0.0, out="runs", settings=(), fresh=False):
-    "Execute a paper's notebook into its run folder and return that folder; what is done and unchanged is not done again, unless `fresh`."
+    "Execute a paper's notebook into its run folder and return that; finished and unchanged runs are not repeated, unless `fresh`."
     asked = request(paper, scale, data, seeds, device, minutes, out, settings)
     for role, source in asked.data.items(): open_images(source, paper_module(paper).DATA[role])
     folder = run_folder(asked.out, paper, asked.scale, asked.data)
     mark = fingerprint(asked)
     if is_done(folder, mark) and not fresh: return folder
-    start_run(paper, asked.scale, asked.data, asked.seeds, asked.device, asked.minutes, asked.out)  # refuses a folder that cannot be written
+    start_run(paper, asked.scale, asked.data, asked.seeds, asked.device, asked.minutes, asked.out)  # also refuses what cannot be written
     if fresh: shutil.rmtree(folder/"training", ignore_errors=True)
-    changes = {name: value for name, value in asked.settings.items() if value != getattr(scale_settings(paper_module(paper).SCALES, asked.scale), name)}
+    column = vars(scale_settings(paper_module(paper).SCALES, asked.scale))
+    changes = {name: value for name, value in asked.settings.items() if value != column[name]}
     parameters = {"scale": asked.scale, "data": [f"{role}={source}" for role, source in asked.data.items()], "seeds": asked.seeds,
                   "device": asked.device, "minutes": asked.minutes, "out": asked.out, "settings": changes}
     execute(notebook_of(paper), folder/"reproduce.ipynb", parameters, f"{paper}, {asked.scale}")

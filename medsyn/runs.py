@@ -138,7 +138,7 @@ class Progress:
         kernel = _in_kernel()
         pause = 1.0 if kernel else 0.2 if sys.stderr.isatty() else 30.0
         self.bar = tqdm(total=total, desc=label, unit=unit, file=_Line() if kernel else sys.stderr, mininterval=pause,
-                        ncols=110, unit_scale=False, dynamic_ncols=False, leave=True)
+                        ncols=110, delay=0 if kernel else 2)  # in a terminal, work of a moment is not worth a line
     def update(self, n, **fields):
         "Say that `n` units are done in all; `fields` are shown behind the bar."
         if fields: self.bar.set_postfix_str(", ".join(f"{k} {v}" for k, v in fields.items()), refresh=False)
@@ -222,9 +222,9 @@ def run_folder(out, paper, scale, data):
     "The folder `out/paper/scale-data` of a run; `data` maps roles to sources."
     return Path(out)/paper/f"{scale}-{'-'.join(data_label(source) for source in data.values())}"
 
-# %% ../nbs/library/00_runs.ipynb #7051f48a
+# %% ../nbs/library/00_runs.ipynb #3cebb982
 def start_run(paper, scale, data, seeds=(0,), device="auto", minutes=0, out="runs"):
-    "Open the run folder `out/paper/scale-data`, remove what a former run concluded there and keep its trainings. `ValueError` if it cannot be written."
+    "Open the run folder `out/paper/scale-data`, clear a former run's results, keep its trainings. `ValueError` if it cannot be written."
     folder = run_folder(out, paper, scale, data)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -61,11 +61,11 @@ class Batch:
     def __len__(self): return len(self.images)
     def rows(self, i): return Batch(self.images[i], None if self.labels is None else self.labels[i])
 
-# %% ../nbs/library/10_training.ipynb #6b279a2c
+# %% ../nbs/library/10_training.ipynb #9a597c64
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 class Recipe:
-    """What `fit` trains. A subclass sets `modules`, `optimisers`, `learning_rates` (dictionaries by name) and implements `step`.
+    """What `fit` trains. A subclass gives `modules`, `optimisers`, `learning_rates` (dictionaries by name) and implements `step`.
 
     `batch_size`, `images`: images in a step and in all. `micro_batch`: images in memory at once. `ema`: module name -> decay function.
     `clip`: largest gradient norm. `precision`: fp32, bf16 or fp16. `config`: everything else that defines the training, JSON-able."""
@@ -80,11 +80,12 @@ class Recipe:
         "Update the networks once from `batch`; return the losses by name, as detached scalars."
         raise TypeError(f"{type(self).__name__} must say what one training step does: implement step(batch, n_images, draw)")
 
-# %% ../nbs/library/10_training.ipynb #4bc693ad
+# %% ../nbs/library/10_training.ipynb #4175bc91
 class _Minimiser:
     "Takes one optimiser's step on a loss; made by the trainer and lent to its recipe."
     def __init__(self, recipe, device, average):
-        if recipe.precision not in PRECISIONS: raise ValueError(f"unknown precision {recipe.precision!r}: {nearest(recipe.precision, PRECISIONS)}")
+        if recipe.precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {recipe.precision!r}: {nearest(recipe.precision, PRECISIONS)}")
         self.recipe, self.device, self.average = recipe, device, average
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
 
@@ -107,10 +108,11 @@ class _Minimiser:
         self.scaler.update()
         return total
 
-# %% ../nbs/library/10_training.ipynb #33c8620b
+# %% ../nbs/library/10_training.ipynb #8fac3bd3
 def save_checkpoint(folder, n_images, tensors, meta, keep=2):
     "Write one checkpoint at `n_images`; keep the last `keep`. `tensors`: name -> tensor; `meta`: a JSON-able dictionary."
-    data = safetensors_bytes({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, {"medsyn": json.dumps({"schema": 1, **meta})})
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    data = safetensors_bytes(tensors, {"medsyn": json.dumps({"schema": 1, **meta})})
     path = Path(folder)/f"{n_images:012d}.safetensors"
     write_atomic(path, data)
     path.rename(path.with_name(f"{n_images:012d}-{file_digest(path)[:16]}.safetensors"))
@@ -163,16 +165,18 @@ def differences(before, now, path=""):
     if not isinstance(before, dict) or not isinstance(now, dict): return [] if before == now else [f"{path}: was {before!r}, now {now!r}"]
     return [line for k in sorted({*before, *now}) for line in differences(before.get(k), now.get(k), f"{path}.{k}".lstrip("."))]
 
-# %% ../nbs/library/10_training.ipynb #da8a3d12
+# %% ../nbs/library/10_training.ipynb #4fbddf0b
 class _Metrics:
     "The rows `n_images,name,value` of one training; cut back to a checkpoint when a training is resumed."
     def __init__(self, path): self.path = Path(path)
     def cut(self, n_images):
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines[1:] if line.count(",") == 2 and int(line.split(",")[0]) <= n_images] if n_images else []
+        whole = [line for line in lines[1:] if line.count(",") == 2]
+        kept = [line for line in whole if int(line.split(",")[0]) <= n_images] if n_images else []
         write_atomic(self.path, "\n".join(["n_images,name,value", *kept]) + "\n")
     def add(self, n_images, values):
-        with open(self.path, "a") as file: file.write("".join(f"{n_images},{name},{value!r}\n" for name, value in values.items()))
+        rows = (f"{n_images},{name},{value!r}\n" for name, value in values.items())
+        with open(self.path, "a") as file: file.writelines(rows)
     def flush(self):
         with open(self.path, "a") as file: os.fsync(file.fileno())
 
@@ -237,7 +241,7 @@ def restore(recipe, folder):
     _load_modules("ema", ema, tensors)
     return Trained(recipe, ema, Path(folder), meta["n_images"], meta["seconds"])
 
-# %% ../nbs/library/10_training.ipynb #b86a4b47
+# %% ../nbs/library/10_training.ipynb #2fcab95c
 class _State:
     "What a training is made of."
     def __init__(self, recipe, images, folder, split, seed, device, hooks, tick_images, save_every_s):
@@ -245,15 +249,17 @@ class _State:
         self.accelerator = accelerator_for(device)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         if recipe.batch_size % self.accelerator.num_processes:
-            raise ValueError(f"a batch of {recipe.batch_size} images cannot be shared by {self.accelerator.num_processes} processes: change one of them")
+            raise ValueError(f"a batch of {recipe.batch_size} images cannot be shared by {self.accelerator.num_processes} processes: "
+                             "choose a multiple")
         chosen = images.split(split)
         self.batches, self.order, self.labelled = Batches(chosen, self.device), Order(len(chosen), seed), chosen.labels is not None
         self.tick_images, self.save_every_s = tick_images or recipe.batch_size, save_every_s
-        self.config = {"recipe": type(recipe).__name__, "batch_size": recipe.batch_size, "precision": recipe.precision, "clip": recipe.clip,
-                       "seed": seed, "data": images.digest, "split": split, **json.loads(json.dumps(recipe.config))}
+        self.config = {"recipe": type(recipe).__name__, "batch_size": recipe.batch_size, "precision": recipe.precision,
+                       "clip": recipe.clip, "seed": seed, "data": images.digest, "split": split, **json.loads(json.dumps(recipe.config))}
         for module in recipe.modules.values(): module.to(self.device).train()
         self.ema = {name: copy.deepcopy(recipe.modules[name]).requires_grad_(False) for name in recipe.ema}
-        recipe.minimise = self.minimiser = _Minimiser(recipe, self.device, lambda ps: _average(self.accelerator, [p.grad for p in ps]))
+        def average(parameters): _average(self.accelerator, [p.grad for p in parameters])
+        recipe.minimise = self.minimiser = _Minimiser(recipe, self.device, average)
         self.metrics = _Metrics(self.folder/"metrics.csv")
         self.n_images, self.steps, self.seconds, self.sums = 0, 0, 0.0, {}
 
@@ -267,7 +273,7 @@ class _State:
         if bad: raise ValueError(f"{', '.join(bad)} is no longer a number after {self.n_images} images; the last sound checkpoint is at "
                                  f"{self.saved or 0}: lower the learning rate or use fp32")
 
-# %% ../nbs/library/10_training.ipynb #a4f6369f
+# %% ../nbs/library/10_training.ipynb #0a02860e
 class _Saving:
     "Checkpoints of a `Trainer`."
     def save(self):
@@ -279,8 +285,8 @@ class _Saving:
             for name, optimiser in self.recipe.optimisers.items(): tensors |= _optimiser_tensors(name, optimiser)
             tensors |= {f"sum/{name}": value for name, value in self.sums.items()}
             self.metrics.flush()
-            save_checkpoint(self.folder/"checkpoints", self.n_images, tensors, {
-                "n_images": self.n_images, "steps": self.steps, "seconds": self.seconds, "config": self.config, "scaler": self.minimiser.scaler.state_dict()})
+            meta = {"n_images": self.n_images, "steps": self.steps, "seconds": self.seconds, "config": self.config}
+            save_checkpoint(self.folder/"checkpoints", self.n_images, tensors, meta | {"scaler": self.minimiser.scaler.state_dict()})
         self.accelerator.wait_for_everyone()
 
     def resume(self):
@@ -296,13 +302,15 @@ class _Saving:
 
     def take_up(self, tensors, meta):
         changed = differences(meta["config"], self.config)
-        if changed: raise ValueError(f"cannot resume {self.folder}: {'; '.join(changed)}. Use the former value, or --fresh to train anew")
+        if changed:
+            raise ValueError(f"cannot resume {self.folder}: {'; '.join(changed)}. Use the former value, or --fresh to train anew")
         _load_modules("module", self.recipe.modules, tensors)
         _load_modules("ema", self.ema, tensors)
         for name, optimiser in self.recipe.optimisers.items(): _load_optimiser(name, optimiser, tensors)
         self.sums = {k.removeprefix("sum/"): v.to(self.device) for k, v in tensors.items() if k.startswith("sum/")}
         if meta["scaler"]: self.minimiser.scaler.load_state_dict(meta["scaler"])
-        self.n_images, self.steps, self.seconds, self.saved = meta["n_images"], meta["steps"], meta["seconds"], meta["n_images"]
+        self.n_images, self.steps, self.seconds = meta["n_images"], meta["steps"], meta["seconds"]
+        self.saved = self.n_images
 
 # %% ../nbs/library/10_training.ipynb #19774576
 class _Stepping:
@@ -337,7 +345,7 @@ def peak_memory(device):
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*unit/1e9
 
-# %% ../nbs/library/10_training.ipynb #465b1a69
+# %% ../nbs/library/10_training.ipynb #6e8414a3
 class _Ticking:
     "What a `Trainer` writes while it trains."
     def crossed(self, every):
@@ -357,17 +365,19 @@ class _Ticking:
         for every, hook in self.hooks:
             if self.crossed(every): means |= hook(self.trained())
         if self.main: self.metrics.add(self.n_images, means)
-        line.update(self.n_images, **{name: f"{value:.4g}" for name, value in list(means.items())[:2]}, memory=f"{peak_memory(self.device):.1f} GB")
+        losses = {name: f"{value:.4g}" for name, value in list(means.items())[:2]}
+        line.update(self.n_images, **losses, memory=f"{peak_memory(self.device):.1f} GB")
 
     def log_speed(self, now):
         "Append one line of timings to speed.jsonl."
-        rate, memory = self.n_images/max(self.seconds, 1e-9), peak_memory(self.device)
-        row = {"n_images": self.n_images, "seconds": round(self.seconds, 2), "images_per_second": round(rate, 2), "peak_memory_gb": round(memory, 2)}
+        row = {"n_images": self.n_images, "seconds": self.seconds, "images_per_second": self.n_images/max(self.seconds, 1e-9),
+               "peak_memory_gb": peak_memory(self.device)}
+        row = {name: round(value, 2) for name, value in row.items()}
         if self.main:
             with open(self.folder/"speed.jsonl", "a") as file: file.write(json.dumps(row) + "\n")
         return now
 
-# %% ../nbs/library/10_training.ipynb #ba1004a7
+# %% ../nbs/library/10_training.ipynb #df7c7fe3
 class Trainer(_State, _Saving, _Stepping, _Ticking):
     "Trains one recipe on one split; use `fit`."
     def run(self, minutes, label):
@@ -383,12 +393,14 @@ class Trainer(_State, _Saving, _Stepping, _Ticking):
                 now = time.monotonic()
                 self.seconds = seconds + now - begun
                 if now - logged > 5: logged = self.log_speed(now)
-                stop, due = self.agree(asked or (minutes is not None and now - begun >= 60*minutes), now - self.saved_at >= self.save_every_s)
+                over = minutes is not None and now - begun >= 60*minutes
+                stop, due = self.agree(asked or over, now - self.saved_at >= self.save_every_s)
                 if due: self.save()
             if self.saved != self.n_images: self.save()
             if self.n_images: self.log_speed(time.monotonic())
         if asked:
-            print(f"stopped after {self.n_images} of {self.recipe.images} images and saved; the same command goes on from here", file=sys.stderr)
+            print(f"stopped after {self.n_images} of {self.recipe.images} images and saved; the same command goes on from here",
+                  file=sys.stderr)
             raise KeyboardInterrupt
         return self.trained()
 
@@ -398,13 +410,13 @@ class Trainer(_State, _Saving, _Stepping, _Ticking):
         wishes = torch.tensor([float(bool(wish)) for wish in wishes], device=self.device)
         return [wish > 0 for wish in self.accelerator.reduce(wishes, reduction="sum").tolist()]
 
-# %% ../nbs/library/10_training.ipynb #115a4eb9
-def fit(recipe, images, folder, split="train", seed=0, device="cpu", minutes=None, hooks=(), tick_images=None, save_every_s=60.0, label=None):
-    """Train `recipe` on one split of an `ImageSet` and return it `Trained`; called again with the same arguments it goes on where it stopped.
+# %% ../nbs/library/10_training.ipynb #976a44ca
+def fit(recipe, images, folder, split="train", seed=0, device="cpu", minutes=None, hooks=(), tick_images=None, save_every_s=60.0):
+    """Train `recipe` on one split of an `ImageSet` and return it `Trained`; the same call again goes on where the first one stopped.
 
-    `minutes`: stop after this time at the latest. `hooks`: pairs (every so many images, function of `Trained` returning numbers by name).
-    `tick_images`: images between two rows of metrics.csv (default: each step). Raises `ValueError` for a changed configuration or a loss that
-    is not a number, `KeyboardInterrupt` (after saving) when asked to stop."""
+    `minutes`: stop after this time at the latest. `hooks`: pairs (every so many images, function of `Trained` returning numbers by
+    name). `tick_images`: images between two rows of metrics.csv (default: each step). Raises `ValueError` for a changed configuration
+    or a loss that is not a number, `KeyboardInterrupt` (after saving) when asked to stop."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     trainer = Trainer(recipe, images, folder, split, seed, device, hooks, tick_images, save_every_s)
-    return trainer.run(minutes, label or f"training {Path(folder).name}")
+    return trainer.run(minutes, f"training {Path(folder).name}")

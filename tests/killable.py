@@ -14,7 +14,8 @@ class Network(nn.Module):
     """Convolutions, normalisation by group and dropout: whatever could remember something between steps."""
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.GroupNorm(4, 8), nn.SiLU(), nn.Dropout(0.2), nn.ConvTranspose2d(8, 3, 4, 2, 1))
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.GroupNorm(4, 8), nn.SiLU(), nn.Dropout(0.2),
+                                    nn.ConvTranspose2d(8, 3, 4, 2, 1))
 
     def forward(self, x): return self.layers(x)
 
@@ -27,7 +28,8 @@ class Denoise(Recipe):
             for network in networks.values(): network.layers[3].p = 0.0
         optimisers = {"one": torch.optim.AdamW(networks["one"].parameters(), 1e-3),
                       "two": torch.optim.SGD(networks["two"].parameters(), 1e-2, momentum=0.9)}
-        super().__init__(networks, optimisers, {name: constant(1e-3) for name in optimisers}, 32, images, {"dropout": dropout}, {"one": ema_half_life(500)})
+        rates = {name: constant(1e-3) for name in optimisers}
+        super().__init__(networks, optimisers, rates, 32, images, {"dropout": dropout}, {"one": ema_half_life(500)})
         self.pause = pause
 
     def step(self, batch, n_images, draw):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NETWORKS', 'REPORTED', 'READING_ERROR', 'PROTOCOLS', 'CLAIMS', 'FIGURES', 'DATA', 'SCALES', 'GAMMA', 'MILESTONES',
            'VARIANTS', 'BlockA', 'refuse_condition', 'ReleaseA', 'DoubleConv', 'DownB', 'UpB', 'AttentionB', 'ReleaseB',
-           'claims_of_the_original', 'duplicating_shuffle', 'release_a_splits', 'release_b_splits', 'release_a',
-           'release_b', 'medsyn', 'Variant', 'load_generator']
+           'duplicating_shuffle', 'release_a_splits', 'release_b_splits', 'release_a', 'release_b', 'medsyn', 'Variant',
+           'load_generator']
 
 # %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #9094bfe6
 import math
@@ -76,7 +76,7 @@ class ReleaseA(nn.Module):
 
 # %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #4defe8a7
 class DoubleConv(nn.Sequential):
-    "Conv, norm over all channels, GELU, conv, norm (no biases); `residual`: GELU of the sum with the input. (n, in, h, w) to (n, out, h, w)."
+    "Conv, norm over all channels, GELU, conv, norm (no biases); `residual`: GELU of sum with the input. (n, in, h, w) to (n, out, h, w)."
     def __init__(self, in_channels, out_channels, middle=None, residual=False):
         middle, self.residual = middle or out_channels, residual
         super().__init__(nn.Conv2d(in_channels, middle, 3, padding=1, bias=False), nn.GroupNorm(1, middle), nn.GELU(),
@@ -279,7 +279,7 @@ _TIMES = (
 )
 
 # %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #d12e9ce1
-def claims_of_the_original():
+def _claims_of_the_original():
     "Every number that the original reports, as `Claim`s by id."
     scores = [Claim(id, metric, "", value, spread, PROTOCOLS[protocol], "" if metric == "loss" else "inception-64", "lower", where, status)
               for id, metric, value, spread, protocol, where, status in _SCORES]
@@ -288,7 +288,7 @@ def claims_of_the_original():
     times = [Claim(id, "time", "s", value, spread, PROTOCOLS["clock"], "", "lower", where, "read") for id, value, spread, where in _TIMES]
     return {claim.id: claim for claim in scores + counts + times}
 
-CLAIMS = claims_of_the_original()
+CLAIMS = _claims_of_the_original()
 
 # %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #27baad76
 _NEEDS_INCEPTION = "not rebuilt yet: needs inception-64 (the reported curve is in REPORTED)"
@@ -319,10 +319,11 @@ def duplicating_shuffle(n, seed):
     for i in range(n - 1, 0, -1): rows[i] = rows[generator._randbelow(i + 1)]
     return rows
 
-# %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #16dfe0c1
+# %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #30a81726
 def release_a_splits(splits, seed=871242078, batch=200):
     "Release A's pools: each split shuffled with duplication (the generator re-seeded for each), then cut to whole batches. Repeats stay."
-    return {name: rows[duplicating_shuffle(len(rows), seed)][:max(len(rows)//batch*batch, min(len(rows), batch))] for name, rows in splits.items()}
+    def cut(rows): return rows[:len(rows)//batch*batch or len(rows)]
+    return {name: cut(rows[duplicating_shuffle(len(rows), seed)]) for name, rows in splits.items()}
 
 def release_b_splits(splits):
     "Release B's pools: the first whole hundreds of each split, in file order."
@@ -353,35 +354,37 @@ SCALES = {               #   smoke               laptop                    gpu  
     "resamples":            (50,                 200,                      200,                      200),
 }
 
-# %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #147afa60
+# %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #de19a660
 GAMMA = ((1 + math.sqrt(5))/2 - (1/math.pi + 1/math.e + 1/math.tau))/math.sqrt(2)
-MILESTONES = (0.01, 0.12, 0.23, 0.34, 0.45, 0.56, 0.67, 0.78, 0.89, 0.90)
+MILESTONES = (1, 12, 23, 34, 45, 56, 67, 78, 89, 90)  # epochs of 11,800 images
 
 def release_a(settings, seed=0):
     "The recipe of Release A at this scale."
     with seeded(seed, "initial weights of release-a"): network = ReleaseA(settings.a_channels)
-    rate = multi_step(4.3e-2, [int(share*settings.a_images) for share in MILESTONES], GAMMA)
+    rate = multi_step(4.3e-2, [epoch*11_800 for epoch in MILESTONES], GAMMA)
     optimiser = partial(torch.optim.SGD, lr=4.3e-2, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    return DiffusionRecipe(Denoiser(network, linear_schedule(500), "epsilon"), optimiser, rate, settings.a_batch, settings.a_images, "l1",
-                           config={"network": "release-a", "channels": settings.a_channels, "rate falls over": settings.a_images})
+    denoiser = Denoiser(network, linear_schedule(500), "epsilon")
+    return DiffusionRecipe(denoiser, optimiser, rate, settings.a_batch, settings.a_images, "l1",
+                           config={"network": "release-a", "channels": settings.a_channels})
 
-# %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #b0e49a8f
+# %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #440209ae
 def release_b(settings, seed=0):
     "The recipe of Release B at this scale."
     with seeded(seed, "initial weights of release-b"): network = ReleaseB(settings.b_widths, settings.b_middle, settings.b_up)
-    optimiser = partial(torch.optim.AdamW, lr=3e-4, weight_decay=0.01)
-    return DiffusionRecipe(Denoiser(network, linear_schedule(1000), "epsilon"), optimiser, constant(3e-4), 20, settings.b_images, "l1",
+    optimiser, denoiser = partial(torch.optim.AdamW, lr=3e-4, weight_decay=0.01), Denoiser(network, linear_schedule(1000), "epsilon")
+    return DiffusionRecipe(denoiser, optimiser, constant(3e-4), 20, settings.b_images, "l1",
                            config={"network": "release-b", "widths": settings.b_widths, "size": settings.b_size})
 
-# %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #01e495f8
+# %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #062b4ac1
 def medsyn(settings, seed=0):
     "The recipe of the medsyn variant at this scale."
     with seeded(seed, "initial weights of medsyn"):
         network = UNet(widths=settings.medsyn_widths, attention=(False,)*(len(settings.medsyn_widths) - 1) + (True,))
     network = network.to(memory_format=torch.channels_last)
-    rate, half_life = 4e-4 if settings.medsyn_images > 10_000 else 1e-3, min(10_000, settings.medsyn_images//8)
-    recipe = DiffusionRecipe(Denoiser(network, cosine_schedule(1000), "v"), partial(torch.optim.Adam, lr=rate), warm_up(rate, settings.medsyn_images//50),
-                             settings.medsyn_batch, settings.medsyn_images, "mse", ema=ema_half_life(half_life), precision=settings.medsyn_precision,
+    images, rate = settings.medsyn_images, 4e-4 if settings.medsyn_images > 10_000 else 1e-3
+    half_life, denoiser = min(10_000, images//8), Denoiser(network, cosine_schedule(1000), "v")
+    recipe = DiffusionRecipe(denoiser, partial(torch.optim.Adam, lr=rate), warm_up(rate, images//50), settings.medsyn_batch, images, "mse",
+                             ema=ema_half_life(half_life), precision=settings.medsyn_precision,
                              config={"network": "house U-Net", "widths": settings.medsyn_widths, "half-life": half_life, "rate": rate})
     recipe.clip = 1.0
     return recipe
@@ -413,14 +416,14 @@ class Variant:
         about = {"generator": self.name, "sampler": self.sampler_name, "evaluations": len(steps), "images_seen": trained.n_images}
         return DiffusionGenerator(recipe.denoiser_of(trained), partial(self.sampler, timesteps=steps, **changes), (3, side, side), about)
 
-# %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #84b6ed76
+# %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #9ad1625b
 VARIANTS = {v.name: v for v in (
-    Variant("release-a", "Release A", release_a, partial(ancestral, variance="posterior", clamp="state"), "ancestral, posterior variance, x_t clamped",
-            "a_evaluations", "samples", lambda s: 32, release_a_splits),
-    Variant("release-b", "Release B", release_b, partial(ancestral, variance="beta", clamp="state"), "ancestral, variance beta, x_t clamped",
-            "b_evaluations", "b_samples", lambda s: s.b_size, release_b_splits),
-    Variant("medsyn", "medsyn", medsyn, partial(ancestral, variance="posterior", clamp="x0"), "ancestral, posterior variance, x0 clamped",
-            "medsyn_evaluations", "samples", lambda s: 28),
+    Variant("release-a", "Release A", release_a, partial(ancestral, variance="posterior", clamp="state"),
+            "ancestral, posterior variance, x_t clamped", "a_evaluations", "samples", lambda s: 32, release_a_splits),
+    Variant("release-b", "Release B", release_b, partial(ancestral, variance="beta", clamp="state"),
+            "ancestral, variance beta, x_t clamped", "b_evaluations", "b_samples", lambda s: s.b_size, release_b_splits),
+    Variant("medsyn", "medsyn", medsyn, partial(ancestral, variance="posterior", clamp="x0"),
+            "ancestral, posterior variance, x0 clamped", "medsyn_evaluations", "samples", lambda s: 28),
 )}
 
 def load_generator(run_folder, settings, variant="medsyn", seed=0, device="cpu"):
