@@ -80,8 +80,9 @@ def claims_here(slug):
 def doctor():
     "What this machine offers: torch, device, data found; which claims can be checked here."
     device = pick_device("auto")
-    click.echo(_table([["python", platform.python_version()], ["torch", torch.__version__], ["device", f"{device} ({hardware(device)})"],
-                       ["$MEDSYN_DATA", os.environ.get("MEDSYN_DATA", "not set")], ["cache", cache_folder()]], ["what", "found"]) + "\n")
+    facts = {"python": platform.python_version(), "torch": torch.__version__, "device": f"{device} ({hardware(device)})",
+             "$MEDSYN_DATA": os.environ.get("MEDSYN_DATA", "not set"), "cache": str(cache_folder()).replace(str(Path.home()), "~")}
+    click.echo(_table(facts.items(), ["what", "found"]) + "\n")
     rows = [[name, load_manifest(name).match, data_state(name)] for name in manifest_names()]
     click.echo(_table(rows, ["data set", "match", "state"]))
     for slug in papers():

@@ -240,6 +240,7 @@ def _one_line(error, target):
     if not isinstance(error, PapermillExecutionError):
         return RuntimeError(f"{type(error).__name__}: {str(error).splitlines()[0]} (see {target})")
     text = (error.evalue.splitlines() or [""])[0]
+    if error.ename == "KeyboardInterrupt": return KeyboardInterrupt()
     if error.ename in PLAIN: return PLAIN[error.ename](text)
     return RuntimeError(f"cell {error.exec_count} failed with {error.ename}: {text} (see {target})")
 

@@ -134,10 +134,10 @@ def _in_kernel():
 # %% ../nbs/library/00_runs.ipynb #10fc3cda
 class Progress:
     "One line of live progress; made by `progress`."
-    def __init__(self, total, label, unit):
+    def __init__(self, total, label, unit, done):
         kernel = _in_kernel()
         pause = 1.0 if kernel else 0.2 if sys.stderr.isatty() else 30.0
-        self.bar = tqdm(total=total, desc=label, unit=unit, file=_Line() if kernel else sys.stderr, mininterval=pause,
+        self.bar = tqdm(total=total, initial=done, desc=label, unit=unit, file=_Line() if kernel else sys.stderr, mininterval=pause,
                         ncols=110, delay=0 if kernel else 2)  # in a terminal, work of a moment is not worth a line
     def update(self, n, **fields):
         "Say that `n` units are done in all; `fields` are shown behind the bar."
@@ -145,9 +145,9 @@ class Progress:
         self.bar.update(n - self.bar.n)
 
 @contextmanager
-def progress(total, label, unit="image"):
-    "A context manager that shows `label`, how many of `total` units are done, their rate and the time left."
-    line = Progress(total, label, unit)
+def progress(total, label, unit="image", done=0):
+    "A context manager that shows `label`, how many of `total` units are done (`done` of them before), their rate and the time left."
+    line = Progress(total, label, unit, done)
     try: yield line
     finally: line.bar.close()
 

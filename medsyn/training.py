@@ -385,8 +385,7 @@ class Trainer(_State, _Saving, _Stepping, _Ticking):
         self.resume()
         begun = logged = time.monotonic()
         seconds, stop = self.seconds, False
-        with progress(self.recipe.images, label) as line, _asked_to_stop() as asked:
-            line.update(self.n_images)
+        with progress(self.recipe.images, label, done=self.n_images) as line, _asked_to_stop() as asked:
             while self.n_images < self.recipe.images and not stop:
                 self.take_step()
                 self.tick(line)

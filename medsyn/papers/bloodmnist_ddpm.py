@@ -329,7 +329,7 @@ def release_b_splits(splits):
     "Release B's pools: the first whole hundreds of each split, in file order."
     return {name: rows[:len(rows)//100*100 or len(rows)] for name, rows in splits.items()}
 
-# %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #1b23889d
+# %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #17af42cb
 DATA = {"cells": ("phantom-cells", "bloodmnist", "bloodmnist-rebuilt")}
 
 SCALES = {               #   smoke               laptop                    gpu                       paper
@@ -341,7 +341,7 @@ SCALES = {               #   smoke               laptop                    gpu  
     "b_middle":             ((64, 64, 32),       (256, 256, 128),          (256, 256, 128),          (256, 256, 128)),
     "b_up":                 ((16, 8, 8),         (64, 32, 32),             (64, 32, 32),             (64, 32, 32)),
     "b_size":               (24,                 48,                       48,                       48),
-    "b_images":             (1_600,              11_900,                   119_000,                  357_000),
+    "b_images":             (1_600,              6_000,                    119_000,                  357_000),
     "b_evaluations":        (10,                 25,                       100,                      1_000),
     "medsyn_widths":        ((16, 32, 32),       (64, 128, 128),           (128, 256, 256),          (128, 256, 256)),
     "medsyn_batch":         (32,                 32,                       128,                      128),
