@@ -98,7 +98,7 @@ class DomainExtractor:
         return array_digest(np.array(self.size), *(state[name].cpu().numpy() for name in sorted(state)))
 
     def __call__(self, images):
-        with torch.inference_mode(), torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             return self.network.features(_resized(images.to(self.network.scores.weight.device), self.size))
 
 def _resized(images, size):

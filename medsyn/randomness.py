@@ -21,7 +21,7 @@ def key(seed, purpose, index=0):
 BLOCK = 64
 
 class Draw:
-    "Random tensors keyed by (`seed`, purpose, index of the image), made on `device`. Equal on every machine of one device type."
+    "Random tensors keyed by (`seed`, purpose, index of the image), made on `device`. Equal on every CPU, and on every GPU of one model."
     def __init__(self, seed, device="cpu", indices=None):
         self.seed, self.device = int(seed), torch.device(device)
         self.indices = None if indices is None else torch.as_tensor(indices, dtype=torch.long).cpu()

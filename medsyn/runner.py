@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -32,10 +33,24 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from .datasets import open_images
-from .manifests import load_manifest, manifest_names
+from .manifests import manifest_names
 from .results import SCALES as SCALE_NAMES
 from .results import judge, read_results, write_results
-from .runs import data_label, nearest, package_digest, pick_device, provenance, read_json, run_folder, shipped, start_run, write_json
+from medsyn.runs import (
+    alone_in,
+    bring_back,
+    data_label,
+    nearest,
+    package_digest,
+    pick_device,
+    provenance,
+    read_json,
+    run_folder,
+    set_aside,
+    shipped,
+    start_run,
+    write_json,
+)
 
 # %% ../nbs/library/18_runner.ipynb #2a456bdd
 def papers():
@@ -61,11 +76,12 @@ def convert(name, value, like):
     if kind is tuple and isinstance(value, list): value = tuple(value)
     if kind is float and type(value) is int: value = float(value)
     if kind is int and type(value) is float and value.is_integer(): value = int(value)
-    if type(value) is not kind: raise ValueError(f"setting {name!r} is {value!r}: expected {_expected(like)}")
+    if type(value) is not kind or (kind in (int, float) and not value > 0):
+        raise ValueError(f"setting {name!r} is {value!r}: expected {_expected(like)}")
     return value
 
 def _expected(like):
-    words = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a list", str: "text"}
+    words = {int: "a whole number above 0", float: "a number above 0", bool: "true or false", tuple: "a list", str: "text"}
     return f"{words[type(like)]}, such as {json.dumps(like)}"
 
 # %% ../nbs/library/18_runner.ipynb #dafcb9db
@@ -120,9 +136,11 @@ def _pairs(settings):
 
 def _seeds(seeds):
     words = seeds.split(",") if isinstance(seeds, str) else seeds if isinstance(seeds, (list, tuple)) else [seeds]
-    try: return [int(word) for word in words]
-    except (TypeError, ValueError):
-        raise ValueError(f"seeds are {seeds!r}: expected whole numbers separated by commas, such as 0,1,2") from None
+    try: numbers = [int(str(word)) for word in words]
+    except ValueError: numbers = []
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise ValueError(f"seeds are {seeds!r}: expected different whole numbers separated by commas, such as 0,1,2")
+    return numbers
 
 # %% ../nbs/library/18_runner.ipynb #26ca4dd0
 def request(paper, scale="smoke", data=(), seeds=(0,), device="auto", minutes=0.0, out="runs", settings=()):
@@ -132,7 +150,7 @@ def request(paper, scale="smoke", data=(), seeds=(0,), device="auto", minutes=0.
     pick_device(device)
     try: minutes = float(minutes or 0)
     except (TypeError, ValueError): raise ValueError(f"minutes are {minutes!r}: expected a number, such as 8") from None
-    if minutes < 0: raise ValueError(f"minutes are {minutes}: expected 0 (no limit) or more")
+    if not 0 <= minutes < math.inf: raise ValueError(f"minutes are {minutes}: expected 0 (no limit) or more")
     return Request(paper, scale, data_sources(module.DATA, data), _seeds(seeds), str(device), minutes, str(out), chosen)
 
 # %% ../nbs/library/18_runner.ipynb #e26fb0ea
@@ -149,26 +167,28 @@ def _write_provenance(run, settings, **more):
     write_json(run.folder/"provenance.json", provenance(run.device, paper=run.paper, parameters=parameters, **more))
 
 # %% ../nbs/library/18_runner.ipynb #c2003014
-def close_run(run, settings, scores, figures, trained, images, costs=(), notes=()):
+def close_run(run, scores, figures, trained, images, costs=(), notes=(), complete=True):
     """Judge the scores and write results.json and provenance.json; returns the judged scores.
 
     `figures`: the records of `Figures`; `trained`: every `Trained` of the run; `images`: role -> `ImageSet`; `costs`: rows of a table;
-    `notes`: sentences."""
+    `notes`: sentences; `complete`: whether everything else (samples, say) has the size that the scale asks for."""
     claims = paper_module(run.paper).CLAIMS
     scores = judge(scores, claims, run.scale)
     data = {role: {"name": i.name, "match": i.match, "licence": i.licence} for role, i in images.items()}
-    digests = {role: i.digest for role, i in images.items()}
-    _write_provenance(run, vars(settings), complete=all(t.complete for t in trained), data=digests)
-    facts = read_json(run.folder/"provenance.json")
-    write_results(run.folder, run.paper, run.scale, run.seeds, scores, figures, round(run.seconds, 1), claims=claims,
+    facts = read_json(run.folder/"provenance.json") | {"complete": complete and all(t.complete for t in trained),
+                                                       "data": {role: i.digest for role, i in images.items()}}
+    write_json(run.folder/"provenance.json", facts)
+    seconds = round(run.seconds + sum(t.before for t in trained), 1)  # with what earlier sessions trained
+    write_results(run.folder, run.paper, run.scale, run.seeds, scores, figures, seconds, claims=claims,
                   commit=facts["commit"], hardware=facts["hardware"], costs=costs, notes=notes, data=data)
     return scores
 
 # %% ../nbs/library/18_runner.ipynb #7126a844
 def fingerprint(asked):
-    "A SHA-256 over the notebook, medsyn's code, the request and the data manifests it names."
-    manifests = {role: load_manifest(source).digest for role, source in asked.data.items() if source in manifest_names()}
-    parts = [package_digest(), json.dumps({**asdict(asked), "out": ""}, sort_keys=True), json.dumps(manifests), torch.__version__]
+    "A SHA-256 over the notebook, medsyn's code, the request (with the device it comes to) and the content of its images."
+    digests = {role: open_images(source, paper_module(asked.paper).DATA[role]).digest for role, source in asked.data.items()}
+    plain = {**asdict(asked), "out": "", "device": str(pick_device(asked.device))}
+    parts = [package_digest(), json.dumps(plain, sort_keys=True), json.dumps(digests), torch.__version__]
     return hashlib.sha256(notebook_of(asked.paper).read_bytes() + "\0".join(parts).encode()).hexdigest()
 
 def is_done(folder, mark):
@@ -183,13 +203,14 @@ def is_done(folder, mark):
 KERNEL_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "17179869184", "MALLOC_TRIM_THRESHOLD_": "17179869184",
                       "MALLOC_TOP_PAD_": "268435456", "OMP_WAIT_POLICY": "passive"}
 
-def _interrupt_kernels():
+def _ask_to_stop(status):
+    Path(f"{status}.stop").touch()
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if "ipykernel_launcher" in " ".join(child.cmdline()): child.send_signal(signal.SIGINT)
 
 def _watch(thread, label, status):
-    "Show the kernel's progress until `thread` ends (in a log: a line every half minute); pass a Ctrl-C on. Returns whether there was one."
+    "Show the kernel's progress until `thread` ends (in a log: a line every half minute); pass a Ctrl-C on."
     asked, terminal, said = False, sys.stderr.isatty(), time.monotonic()
     with tqdm(bar_format="{desc}", disable=not terminal, leave=False) as line:
         while thread.is_alive():
@@ -203,8 +224,7 @@ def _watch(thread, label, status):
             except KeyboardInterrupt:
                 if asked: raise
                 asked = True
-                _interrupt_kernels()
-    return asked
+                _ask_to_stop(status)
 
 # %% ../nbs/library/18_runner.ipynb #c53e8936
 def execute(notebook, target, parameters, label):
@@ -215,20 +235,21 @@ def execute(notebook, target, parameters, label):
     def work():
         try:
             papermill.execute_notebook(str(notebook), str(target), parameters=parameters, kernel_name="python3",
-                                       progress_bar=False, autosave_cell_every=30)
+                                       progress_bar=False, autosave_cell_every=30, extra_arguments=["--IPKernelApp.log_level=CRITICAL"])
         except BaseException as error: problem.append(error)
-    thread = threading.Thread(target=work, daemon=True)
+    thread, terminated = threading.Thread(target=work, daemon=True), signal.getsignal(signal.SIGTERM)
     former = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:
         thread.start()
-        stopped = _watch(thread, label, status)
+        if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _watch(thread, label, status)
     finally:
+        if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, terminated)
         for name, value in former.items():
             os.environ.pop(name)
             if value is not None: os.environ[name] = value
         shutil.rmtree(status.parent, ignore_errors=True)
-    if stopped: raise KeyboardInterrupt
     if problem: raise _one_line(problem[0], target)
     check_completed(target)
 
@@ -255,17 +276,26 @@ def check_completed(path):
 def run_paper(paper, scale="smoke", data=(), seeds=(0,), device="auto", minutes=0.0, out="runs", settings=(), fresh=False):
     "Execute a paper's notebook into its run folder and return that; finished and unchanged runs are not repeated, unless `fresh`."
     asked = request(paper, scale, data, seeds, device, minutes, out, settings)
-    for role, source in asked.data.items(): open_images(source, paper_module(paper).DATA[role])
-    folder = run_folder(asked.out, paper, asked.scale, asked.data)
-    mark = fingerprint(asked)
-    if is_done(folder, mark) and not fresh: return folder
-    start_run(paper, asked.scale, asked.data, asked.seeds, asked.device, asked.minutes, asked.out)  # also refuses what cannot be written
+    folder, mark = run_folder(asked.out, paper, asked.scale, asked.data), fingerprint(asked)
+    if is_done(folder, mark) and not fresh:
+        print(f"{folder} is finished and unchanged: nothing to do (--fresh runs it again)", file=sys.stderr)
+        return folder
+    if asked.scale != "smoke" and "phantom" in asked.data.values():
+        print(f"note: the {asked.scale} scale on phantoms; real images are named with --data", file=sys.stderr)
+    with alone_in(folder): return _run_alone(asked, folder, mark, fresh)
+
+def _run_alone(asked, folder, mark, fresh):
+    paper = asked.paper
+    set_aside(folder)
     if fresh: shutil.rmtree(folder/"training", ignore_errors=True)
     column = vars(scale_settings(paper_module(paper).SCALES, asked.scale))
     changes = {name: value for name, value in asked.settings.items() if value != column[name]}
     parameters = {"scale": asked.scale, "data": [f"{role}={source}" for role, source in asked.data.items()], "seeds": asked.seeds,
                   "device": asked.device, "minutes": asked.minutes, "out": asked.out, "settings": changes}
-    execute(notebook_of(paper), folder/"reproduce.ipynb", parameters, f"{paper}, {asked.scale}")
+    try: execute(notebook_of(paper), folder/"reproduce.ipynb", parameters, f"{paper}, {asked.scale}")
+    except (ValueError, FileNotFoundError):
+        bring_back(folder)  # the request was refused: what was there before still holds
+        raise
     read_results(folder/"results.json")
     if read_json(folder/"provenance.json")["complete"]: write_json(folder/"finished.json", {"fingerprint": mark})
     return folder

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'OUTPUTS', 'write_atomic', 'write_json', 'read_json', 'file_digest', 'array_digest', 'package_digest',
            'shipped', 'cache_folder', 'nearest', 'pick_device', 'Progress', 'progress', 'hardware', 'provenance', 'Run',
-           'clear_outputs', 'data_label', 'run_folder', 'start_run']
+           'set_aside', 'bring_back', 'data_label', 'run_folder', 'make_writable', 'start_run', 'alone_in']
 
 # %% ../nbs/library/00_runs.ipynb #87ce548e
 import hashlib
@@ -28,6 +28,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm import tqdm
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 # %% ../nbs/library/00_runs.ipynb #b86482ad
 def write_atomic(path, data):
@@ -100,12 +105,12 @@ def nearest(name, names):
 
 # %% ../nbs/library/00_runs.ipynb #704ac91f
 def pick_device(name="auto"):
-    "The torch device of that name; `auto` takes CUDA, then Apple's MPS, then the CPU. `ValueError` if it is unknown or not here."
+    "The torch device auto, cpu, cuda or mps; `auto` takes CUDA, then Apple's MPS, then the CPU. `ValueError` if it is unknown or not here."
     found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto": return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if found[kind]))
-    kind, _, index = str(name).partition(":")
-    if kind not in found or (index and not index.isdigit()): raise ValueError(f"unknown device {name!r}: {nearest(name, ['auto', *found])}")
-    if not found[kind]:
+    if str(name).startswith("cuda:"): raise ValueError(f"device {name!r}: say cuda, and choose the GPU with CUDA_VISIBLE_DEVICES")
+    if name not in found: raise ValueError(f"unknown device {name!r}: {nearest(name, ['auto', *found])}")
+    if not found[name]:
         here = ", ".join(k for k, there in found.items() if there)
         raise ValueError(f"device {name!r} is not available on this machine: use auto or one of {here}")
     return torch.device(name)
@@ -209,10 +214,21 @@ class Run:
 # %% ../nbs/library/00_runs.ipynb #8921e256
 OUTPUTS = ("results.json", "provenance.json", "finished.json", "figures", "tables", "samples")
 
-def clear_outputs(folder):
-    "Delete what a former run concluded in `folder`, and keep what it trained."
+def set_aside(folder):
+    "Move what a former run concluded in `folder` to `folder/.previous` (what is there already goes); what it trained stays."
+    found = [Path(folder)/name for name in OUTPUTS if (Path(folder)/name).exists()]
+    if not found: return
+    shutil.rmtree(Path(folder)/".previous", ignore_errors=True)
+    (Path(folder)/".previous").mkdir()
+    for path in found: path.rename(path.parent/".previous"/path.name)
+
+def bring_back(folder):
+    "Undo `set_aside`: what was made since goes, the former results stand again."
+    if not (Path(folder)/".previous").exists(): return
     for path in (Path(folder)/name for name in OUTPUTS):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in (Path(folder)/".previous").iterdir(): path.rename(Path(folder)/path.name)
+    (Path(folder)/".previous").rmdir()
 
 def data_label(source):
     "A short name for a data source that can stand in a folder's name: the source itself, or the last part of a path."
@@ -223,14 +239,32 @@ def run_folder(out, paper, scale, data):
     return Path(out)/paper/f"{scale}-{'-'.join(data_label(source) for source in data.values())}"
 
 # %% ../nbs/library/00_runs.ipynb #3cebb982
-def start_run(paper, scale, data, seeds=(0,), device="auto", minutes=0, out="runs"):
-    "Open the run folder `out/paper/scale-data`, clear a former run's results, keep its trainings. `ValueError` if it cannot be written."
-    folder = run_folder(out, paper, scale, data)
+def make_writable(folder):
+    "Create the folder and try to write there; `ValueError` if that fails."
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder/".writable", "")
-        (folder/".writable").unlink()
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_atomic(Path(folder)/".writable", "")
+        (Path(folder)/".writable").unlink()
     except OSError as error:
         raise ValueError(f"cannot write to the run folder {folder}: {error.strerror}; choose another with --out") from None
-    clear_outputs(folder)
+
+def start_run(paper, scale, data, seeds=(0,), device="auto", minutes=0, out="runs"):
+    "Open the run folder `out/paper/scale-data`; former results are set aside, trainings stay. `ValueError` if it cannot be written."
+    folder = run_folder(out, paper, scale, data)
+    make_writable(folder)
+    set_aside(folder)
     return Run(folder, paper, scale, dict(data), list(seeds), pick_device(device), float(minutes or 0))
+
+# %% ../nbs/library/00_runs.ipynb #f9ea943a
+@contextmanager
+def alone_in(folder):
+    "Hold the run folder's lock within this block; `ValueError` if another process holds it. Without effect on Windows."
+    if fcntl is None:
+        yield
+        return
+    make_writable(folder)
+    with open(Path(folder)/".lock", "w") as file:
+        try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{folder} is in use by another medsyn run: wait for it, or choose another folder with --out") from None
+        yield

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'constant', 'warm_up', 'multi_step', 'ema_half_life', 'Batch', 'Recipe', 'save_checkpoint',
-           'checkpoints', 'load_checkpoint', 'differences', 'read_metrics', 'accelerator_for', 'Trained', 'restore',
-           'peak_memory', 'Trainer', 'fit']
+           'checkpoints', 'load_checkpoint', 'configuration', 'differences', 'read_metrics', 'stop_requested',
+           'accelerator_for', 'Trained', 'restore', 'peak_memory', 'Trainer', 'fit']
 
 # %% ../nbs/library/10_training.ipynb #50b6c386
 import copy
 import csv
+import hashlib
 import json
 import os
 import resource
@@ -113,9 +114,7 @@ def save_checkpoint(folder, n_images, tensors, meta, keep=2):
     "Write one checkpoint at `n_images`; keep the last `keep`. `tensors`: name -> tensor; `meta`: a JSON-able dictionary."
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     data = safetensors_bytes(tensors, {"medsyn": json.dumps({"schema": 1, **meta})})
-    path = Path(folder)/f"{n_images:012d}.safetensors"
-    write_atomic(path, data)
-    path.rename(path.with_name(f"{n_images:012d}-{file_digest(path)[:16]}.safetensors"))
+    write_atomic(Path(folder)/f"{n_images:012d}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors", data)
     for old in checkpoints(folder)[:-keep]: old.unlink()
 
 def checkpoints(folder):
@@ -132,6 +131,7 @@ def load_checkpoint(folder):
                 return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["medsyn"])
         except (SafetensorError, KeyError, ValueError) as error:
             print(f"checkpoint {path.name} is damaged ({error}); going back to the one before it", file=sys.stderr)
+            path.rename(path.with_suffix(".damaged"))
     return None
 
 # %% ../nbs/library/10_training.ipynb #11350b44
@@ -158,6 +158,16 @@ def _load_modules(kind, modules, tensors):
     for name, module in modules.items():
         prefix = f"{kind}/{name}/"
         module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+
+# %% ../nbs/library/10_training.ipynb #0c2507d1
+def configuration(recipe):
+    "What defines a training, JSON-able: the recipe's own `config`, its batch, precision and clipping, its optimisers and learning rates."
+    def plain(o): return {k: v for k, v in o.defaults.items() if isinstance(v, (int, float, str, bool, tuple)) and k != "lr"}
+    optimisers = {name: {"type": type(o).__name__, **plain(o)} for name, o in recipe.optimisers.items()}
+    counts = (0, 1_000, 10_000, 100_000, 1_000_000)
+    rates = {name: {f"at {n} images": rate(n) for n in counts} for name, rate in recipe.learning_rates.items()}
+    about = {"recipe": type(recipe).__name__, "batch_size": recipe.batch_size, "precision": recipe.precision, "clip": recipe.clip}
+    return json.loads(json.dumps({**about, "optimiser": optimisers, "learning rate": rates, **recipe.config}))
 
 # %% ../nbs/library/10_training.ipynb #367eade0
 def differences(before, now, path=""):
@@ -201,10 +211,19 @@ def _asked_to_stop():
     finally:
         for number, handler in former.items(): signal.signal(number, handler)
 
+# %% ../nbs/library/10_training.ipynb #b8e131d3
+def stop_requested():
+    "Whether the runner outside this process wants the training to stop: a file named like `$MEDSYN_STATUS` with `.stop` behind it."
+    return "MEDSYN_STATUS" in os.environ and os.path.exists(os.environ["MEDSYN_STATUS"] + ".stop")
+
 # %% ../nbs/library/10_training.ipynb #be6537de
 def accelerator_for(device):
-    "This process's one `Accelerator`, on the kind of `device` asked for. Precision stays with the recipe."
-    return Accelerator(mixed_precision="no", cpu=torch.device(device).type == "cpu")
+    "This process's one `Accelerator`, on the kind of `device` asked for; `ValueError` if it already has another."
+    kind = torch.device(device).type
+    accelerator = Accelerator(mixed_precision="no", cpu=kind == "cpu")
+    if accelerator.device.type != kind:
+        raise ValueError(f"this process already trains on {accelerator.device.type}, now asked for {kind}: use one device in a process")
+    return accelerator
 
 def _average(accelerator, tensors):
     "Replace each tensor by its mean over all processes, in one message."
@@ -222,6 +241,7 @@ class Trained:
     folder: Path
     n_images: int
     seconds: float
+    before: float = 0.0  # seconds of `seconds` that belong to earlier sessions
     @property
     def complete(self):
         "Whether the recipe's number of images was reached."
@@ -254,18 +274,18 @@ class _State:
         chosen = images.split(split)
         self.batches, self.order, self.labelled = Batches(chosen, self.device), Order(len(chosen), seed), chosen.labels is not None
         self.tick_images, self.save_every_s = tick_images or recipe.batch_size, save_every_s
-        self.config = {"recipe": type(recipe).__name__, "batch_size": recipe.batch_size, "precision": recipe.precision,
-                       "clip": recipe.clip, "seed": seed, "data": images.digest, "split": split, **json.loads(json.dumps(recipe.config))}
+        self.config = {"seed": seed, "data": chosen.digest, **configuration(recipe)}
         for module in recipe.modules.values(): module.to(self.device).train()
         self.ema = {name: copy.deepcopy(recipe.modules[name]).requires_grad_(False) for name in recipe.ema}
         def average(parameters): _average(self.accelerator, [p.grad for p in parameters])
         recipe.minimise = self.minimiser = _Minimiser(recipe, self.device, average)
         self.metrics = _Metrics(self.folder/"metrics.csv")
-        self.n_images, self.steps, self.seconds, self.sums = 0, 0, 0.0, {}
+        self.n_images, self.steps, self.seconds, self.before, self.sums = 0, 0, 0.0, 0.0, {}
+        self.wide = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
 
     def trained(self):
         "The networks as they stand now."
-        return Trained(self.recipe, self.ema, self.folder, self.n_images, self.seconds)
+        return Trained(self.recipe, self.ema, self.folder, self.n_images, self.seconds, self.before)
 
     def refuse_nan(self, values):
         "A loss that is not a number ends the training here: the last checkpoint is still sound."
@@ -310,6 +330,7 @@ class _Saving:
         self.sums = {k.removeprefix("sum/"): v.to(self.device) for k, v in tensors.items() if k.startswith("sum/")}
         if meta["scaler"]: self.minimiser.scaler.load_state_dict(meta["scaler"])
         self.n_images, self.steps, self.seconds = meta["n_images"], meta["steps"], meta["seconds"]
+        self.before = self.seconds
         self.saved = self.n_images
 
 # %% ../nbs/library/10_training.ipynb #19774576
@@ -327,7 +348,7 @@ class _Stepping:
         losses = recipe.step(batch, self.n_images, Draw(self.seed, self.device, mine))
         _average(self.accelerator, [b for m in recipe.modules.values() for b in m.buffers()])
         self.n_images, self.steps = self.n_images + recipe.batch_size, self.steps + 1
-        for name, value in losses.items(): self.sums[name] = self.sums.get(name, 0) + value.detach().double()
+        for name, value in losses.items(): self.sums[name] = self.sums.get(name, 0) + value.detach().to(self.wide)
         self.update_averages()
 
     @torch.no_grad()
@@ -384,20 +405,21 @@ class Trainer(_State, _Saving, _Stepping, _Ticking):
         "Train until the recipe's images are seen, `minutes` are over, or somebody asks to stop."
         self.resume()
         begun = logged = time.monotonic()
-        seconds, stop = self.seconds, False
+        stop = interrupted = False
         with progress(self.recipe.images, label, done=self.n_images) as line, _asked_to_stop() as asked:
             while self.n_images < self.recipe.images and not stop:
                 self.take_step()
                 self.tick(line)
                 now = time.monotonic()
-                self.seconds = seconds + now - begun
+                self.seconds = self.before + now - begun
                 if now - logged > 5: logged = self.log_speed(now)
                 over = minutes is not None and now - begun >= 60*minutes
-                stop, due = self.agree(asked or over, now - self.saved_at >= self.save_every_s)
+                interrupted, over, due = self.agree(asked or stop_requested(), over, now - self.saved_at >= self.save_every_s)
+                stop = interrupted or over
                 if due: self.save()
             if self.saved != self.n_images: self.save()
             if self.n_images: self.log_speed(time.monotonic())
-        if asked:
+        if interrupted:
             print(f"stopped after {self.n_images} of {self.recipe.images} images and saved; the same command goes on from here",
                   file=sys.stderr)
             raise KeyboardInterrupt

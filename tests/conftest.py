@@ -9,6 +9,7 @@ SCRATCH = tempfile.TemporaryDirectory(prefix="medsyn-tests-")  # removed when th
 os.environ["MEDSYN_CACHE"] = str(Path(SCRATCH.name) / "cache")
 os.environ["IPYTHONDIR"] = str(Path(SCRATCH.name) / "ipython")
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))  # before torch is imported
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait do not spin: busy machines stay usable
 os.environ.setdefault("MPLBACKEND", "agg")
 
 

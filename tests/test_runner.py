@@ -73,6 +73,7 @@ def test_a_run_is_whole(paper, wheel_runs):
     for figure in results["figures"]:
         with Image.open(folder / figure["file"]) as picture: assert min(picture.size) > 100
         with open(folder / figure["data"]) as file: assert len(list(csv.reader(file))) > 1, figure["id"]
+    assert sum(row["TFLOP in all"] for row in results["costs"]) < 1.5, "the smoke budget"
     assert json.loads((folder / "provenance.json").read_text())["complete"]
     assert (folder / "reproduce.ipynb").stat().st_size < 2_000_000
 
@@ -115,6 +116,17 @@ def test_plain_papermill_refuses_what_the_runner_refuses(tmp_path):
     words = [sys.executable, "-m", "papermill", str(notebook_of(PAPER)), str(tmp_path / "out.ipynb"), "-p", "scale", "lapto"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode != 0 and "did you mean 'laptop'" in done.stderr
+
+
+def test_a_refused_request_loses_nothing(wheel_runs, tmp_path):
+    """Settings that do not fit the trainings of the folder: refused by the trainer, and the former results come back."""
+    shutil.copytree(wheel_runs / "runs" / PAPER / RUN, tmp_path / "runs" / PAPER / RUN)
+    before = (tmp_path / "runs" / PAPER / RUN / "results.json").read_bytes()
+    words = [str(MEDSYN), "run", PAPER, "--set", "a_batch=16"]
+    done = subprocess.run(words, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1 and "batch_size: was 32, now 16" in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "runs" / PAPER / RUN / "results.json").read_bytes() == before
+    read_results(tmp_path / "runs" / PAPER / RUN / "results.json")
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):

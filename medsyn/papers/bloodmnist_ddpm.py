@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NETWORKS', 'REPORTED', 'READING_ERROR', 'PROTOCOLS', 'CLAIMS', 'FIGURES', 'DATA', 'SCALES', 'GAMMA', 'MILESTONES',
            'VARIANTS', 'BlockA', 'refuse_condition', 'ReleaseA', 'DoubleConv', 'DownB', 'UpB', 'AttentionB', 'ReleaseB',
-           'duplicating_shuffle', 'release_a_splits', 'release_b_splits', 'release_a', 'release_b', 'medsyn', 'Variant',
-           'load_generator']
+           'duplicating_shuffle', 'release_a_splits', 'release_b_splits', 'release_a', 'release_b', 'medsyn',
+           'open_cells', 'Variant', 'load_generator']
 
 # %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #9094bfe6
 import math
@@ -26,7 +26,7 @@ from ..datasets import Resize, open_images
 from ..diffusion import Denoiser, cosine_schedule, linear_schedule
 from ..generation import DiffusionGenerator
 from ..randomness import seeded
-from ..recipes import DiffusionRecipe
+from ..recipes import DiffusionRecipe, Work
 from ..results import Claim, Figure
 from ..runs import nearest
 from ..samplers import ancestral, spaced_timesteps
@@ -291,7 +291,8 @@ def _claims_of_the_original():
 CLAIMS = _claims_of_the_original()
 
 # %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #27baad76
-_NEEDS_INCEPTION = "not rebuilt yet: needs inception-64 (the reported curve is in REPORTED)"
+_NEEDS_INCEPTION = "not rebuilt yet: needs inception-64 (what was reported is in REPORTED and CLAIMS)"
+_FOUR_IMAGES = "not rebuilt yet: its 4 and 4 belong to a validation on four random images (train: 11,900 is counted)"
 _ASSEMBLED = "the original was put together by hand; its two halves are rebuilt as figures of their own"
 FIGURES = {key: Figure(key, title, of, state, why) for key, title, of, state, why in (
     ("F1",  "Loss over training",                               "loss curve, release A",              "rebuilt",         ""),
@@ -305,11 +306,11 @@ FIGURES = {key: Figure(key, title, of, state, why) for key, title, of, state, wh
     ("F9",  "Progressive generation beside real images",        "qualitative composite, release B",   "schematic",       _ASSEMBLED),
     ("F10", "Montage of 15 x 15 real images",                   "real-data montage, release B",       "rebuilt",         ""),
     ("F11", "Progressive generation, noise and steps 800 to 0", "five progressive strips, release B", "rebuilt",         ""),
-    ("T1",  "Test scores",                                      "README table, release A",            "rebuilt",         ""),
-    ("T2",  "Test scores",                                      "README table, release B",            "rebuilt",         ""),
-    ("T3",  "Last values of the progress bars",                 "notebook outputs, both releases",    "rebuilt",         ""),
+    ("T1",  "Test scores",                                      "README table, release A",            "not rebuildable", _NEEDS_INCEPTION),
+    ("T2",  "Test scores",                                      "README table, release B",            "not rebuildable", _NEEDS_INCEPTION),
+    ("T3",  "Last values of the progress bars",                 "notebook outputs, both releases",    "not rebuildable", _NEEDS_INCEPTION),
     ("T4",  "Model summaries",                                  "notebook outputs, both releases",    "rebuilt",         ""),
-    ("T5",  "Lengths of the data sets",                         "notebook output, release B",         "rebuilt",         ""),
+    ("T5",  "Lengths of the data sets",                         "notebook output, release B",         "not rebuildable", _FOUR_IMAGES),
 )}
 
 # %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #bbeeeba8
@@ -329,7 +330,7 @@ def release_b_splits(splits):
     "Release B's pools: the first whole hundreds of each split, in file order."
     return {name: rows[:len(rows)//100*100 or len(rows)] for name, rows in splits.items()}
 
-# %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #17af42cb
+# %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #68ad450d
 DATA = {"cells": ("phantom-cells", "bloodmnist", "bloodmnist-rebuilt")}
 
 SCALES = {               #   smoke               laptop                    gpu                       paper
@@ -345,12 +346,12 @@ SCALES = {               #   smoke               laptop                    gpu  
     "b_evaluations":        (10,                 25,                       100,                      1_000),
     "medsyn_widths":        ((16, 32, 32),       (64, 128, 128),           (128, 256, 256),          (128, 256, 256)),
     "medsyn_batch":         (32,                 32,                       128,                      128),
-    "medsyn_images":        (3_200,              240_000,                  2_000_000,                5_000_000),
+    "medsyn_images":        (3_200,              160_000,                  2_000_000,                5_000_000),
     "medsyn_evaluations":   (10,                 100,                      250,                      250),
     "medsyn_precision":     ("fp32",             "bf16",                   "bf16",                   "bf16"),
     "extractor_images":     (3_200,              120_000,                  240_000,                  240_000),
     "samples":              (64,                 1_000,                    5_000,                    5_000),
-    "b_samples":            (64,                 250,                      5_000,                    5_000),
+    "b_samples":            (64,                 500,                      5_000,                    5_000),
     "resamples":            (50,                 200,                      200,                      200),
 }
 
@@ -389,6 +390,16 @@ def medsyn(settings, seed=0):
     recipe.clip = 1.0
     return recipe
 
+# %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #6e95d59d
+def open_cells(source, side=28):
+    "Labelled colour images of a data source, `side` x `side` pixels, with the splits train, val and test. `ValueError` if they are not."
+    cells = open_images(source, DATA["cells"], (Resize(side),))
+    missing = {"train", "val", "test"} - set(cells.splits)
+    if missing or cells.labels is None or cells.images.shape[1:] != (3, side, side):
+        raise ValueError(f"{cells.name}: this paper needs labelled square colour images with the splits train, val and test; found images "
+                         f"{cells.images.shape[1:]}, splits {', '.join(cells.splits)}, {'no ' if cells.labels is None else ''}labels")
+    return cells
+
 # %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #8bd51d50
 @dataclass(frozen=True)
 class Variant:
@@ -400,30 +411,38 @@ class Variant:
     sampler_name: str
     evaluations: str        # the setting that holds the number of evaluations
     samples: str            # the setting that holds the number of samples
+    images_seen: str        # the setting that holds the number of training images
     size: Callable          # settings -> pixels
     splits: Callable = lambda splits: splits
 
     def images(self, source, settings):
         "The cells of a data source as this variant trains on them: enlarged to its size, and split its way."
-        side = self.size(settings)
-        cells = open_images(source, DATA["cells"], () if side == 28 else (Resize(side),))
+        cells = open_cells(source, self.size(settings))
         return cells.with_splits(self.splits(cells.splits))
+
+    def steps(self, settings, recipe):
+        "The timesteps of one sample. `ValueError` if the schedule has fewer than the settings ask for."
+        return spaced_timesteps(recipe.denoiser.schedule.timesteps, getattr(settings, self.evaluations))
+
+    def work(self, settings, recipe):
+        "What this variant's settings ask for, to be counted."
+        side, evaluations = self.size(settings), getattr(settings, self.evaluations)
+        return Work(recipe, (3, side, side), getattr(settings, self.images_seen), getattr(settings, self.samples), evaluations)
 
     def generator(self, recipe, trained, settings, **changes):
         "Samples this variant from a trained network; `changes` go to the sampler."
-        steps = spaced_timesteps(recipe.denoiser.schedule.timesteps, getattr(settings, self.evaluations))
-        side = self.size(settings)
+        steps, side = self.steps(settings, recipe), self.size(settings)
         about = {"generator": self.name, "sampler": self.sampler_name, "evaluations": len(steps), "images_seen": trained.n_images}
         return DiffusionGenerator(recipe.denoiser_of(trained), partial(self.sampler, timesteps=steps, **changes), (3, side, side), about)
 
 # %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #9ad1625b
 VARIANTS = {v.name: v for v in (
     Variant("release-a", "Release A", release_a, partial(ancestral, variance="posterior", clamp="state"),
-            "ancestral, posterior variance, x_t clamped", "a_evaluations", "samples", lambda s: 32, release_a_splits),
+            "ancestral, posterior variance, x_t clamped", "a_evaluations", "samples", "a_images", lambda s: 32, release_a_splits),
     Variant("release-b", "Release B", release_b, partial(ancestral, variance="beta", clamp="state"),
-            "ancestral, variance beta, x_t clamped", "b_evaluations", "b_samples", lambda s: s.b_size, release_b_splits),
+            "ancestral, variance beta, x_t clamped", "b_evaluations", "b_samples", "b_images", lambda s: s.b_size, release_b_splits),
     Variant("medsyn", "medsyn", medsyn, partial(ancestral, variance="posterior", clamp="x0"),
-            "ancestral, posterior variance, x0 clamped", "medsyn_evaluations", "samples", lambda s: 28),
+            "ancestral, posterior variance, x0 clamped", "medsyn_evaluations", "samples", "medsyn_images", lambda s: 28),
 )}
 
 def load_generator(run_folder, settings, variant="medsyn", seed=0, device="cpu"):
