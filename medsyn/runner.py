@@ -32,6 +32,7 @@ from jupyter_client.manager import KernelManager
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
+# %% ../nbs/library/18_runner.ipynb #fd6fbd07
 from .datasets import open_images
 from .manifests import manifest_names
 from .results import SCALES as SCALE_NAMES
