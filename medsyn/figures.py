@@ -30,7 +30,7 @@ from .runs import write_atomic
 # %% ../nbs/library/16_figures.ipynb #8d3d1baf
 INK, MUTED, RULE, REPORTED = "#1c2126", "#5d6771", "#d9dee3", "#3f474f"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-WIDTH, DPI, MAX_BYTES = 5.2, 160, 100_000    # inches, pixels an inch (832 pixels across), largest picture
+WIDTH, DPI, MAX_BYTES = 5.2, 160, 75_000    # inches, pixels an inch (832 pixels across), largest picture
 
 STYLE = {
     "font.family": "DejaVu Sans", "font.size": 8.5, "text.color": INK, "axes.labelcolor": INK, "axes.titlesize": 8.5,
