@@ -20,7 +20,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env figures test notebooks sync readme clean
+.PHONY: help env figures test notebooks sync publish readme clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "  %-16s %s\n", $$1, $$2 }'
@@ -43,6 +43,13 @@ sync: $(READY)  ## export the modules, clean the notebooks, write README.md
 	@$(BIN)/nbdev_export
 	@$(BIN)/nbdev_clean
 	@$(MAKE) --no-print-directory readme
+
+publish:  ## keep a run's evidence in results/: RUN=runs/PAPER/SCALE-DATA
+	@test -f "$(RUN)/results.json" || { echo "make publish RUN=runs/PAPER/SCALE-DATA: a folder with results.json"; exit 1; }
+	@mkdir -p "results/$(RUN:runs/%=%)"
+	@cd "$(RUN)" && tar cf - results.json provenance.json reproduce.ipynb figures tables training/*/metrics.csv training/*/speed.jsonl \
+		| tar xf - -C "$(CURDIR)/results/$(RUN:runs/%=%)"
+	@echo "kept in results/$(RUN:runs/%=%)"
 
 readme: $(READY)  ## README.md from nbs/index.ipynb
 	@$(BIN)/python .ci/readme.py README.md

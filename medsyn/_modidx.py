@@ -597,5 +597,6 @@ d = { 'settings': { 'branch': 'main',
                              'medsyn.unet.UNet.__init__': ('library/unet.html#unet.__init__', 'medsyn/unet.py'),
                              'medsyn.unet.UNet.forward': ('library/unet.html#unet.forward', 'medsyn/unet.py'),
                              'medsyn.unet._check_inputs': ('library/unet.html#_check_inputs', 'medsyn/unet.py'),
+                             'medsyn.unet.counting_flops': ('library/unet.html#counting_flops', 'medsyn/unet.py'),
                              'medsyn.unet.forward_flops': ('library/unet.html#forward_flops', 'medsyn/unet.py'),
                              'medsyn.unet.parameter_count': ('library/unet.html#parameter_count', 'medsyn/unet.py')}}}

@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from .diffusion import Denoiser, diffusion_loss
 from .randomness import Draw
 from .training import PRECISIONS, Batch, Recipe, _Minimiser
-from .unet import forward_flops, parameter_count
+from .unet import counting_flops, forward_flops, parameter_count
 
 # %% ../nbs/library/11_recipes.ipynb #347b040d
 class DiffusionRecipe(Recipe):
@@ -64,7 +63,7 @@ def training_flops(recipe, shape, labels=False):
     for optimiser in trial.optimisers.values(): optimiser.state.clear()  # they belong to the device of the training
     trial.minimise = _Minimiser(trial, torch.device("cpu"), lambda parameters: None)
     batch = Batch(torch.zeros(2, *shape), torch.zeros(2, dtype=torch.long) if labels else None)
-    with FlopCounterMode(display=False) as counter: trial.step(batch, 0, Draw(0).rows(range(2)))
+    with counting_flops() as counter: trial.step(batch, 0, Draw(0).rows(range(2)))
     return counter.get_total_flops()/2
 
 # %% ../nbs/library/11_recipes.ipynb #fe74a3cd

@@ -216,7 +216,7 @@ def _watch(thread, label, status):
     with tqdm(bar_format="{desc}", disable=not terminal, leave=False) as line:
         while thread.is_alive():
             try:
-                thread.join(0.5)
+                time.sleep(0.5)  # not thread.join: interrupted there, Python 3.11 believes that the thread has ended
                 text = f"{label} | {status.read_text() if status.exists() else 'starting'}"
                 line.set_description_str(text)
                 if not terminal and time.monotonic() - said > 30:

@@ -433,7 +433,9 @@ class Variant:
         "Samples this variant from a trained network; `changes` go to the sampler."
         steps, side = self.steps(settings, recipe), self.size(settings)
         about = {"generator": self.name, "sampler": self.sampler_name, "evaluations": len(steps), "images_seen": trained.n_images}
-        return DiffusionGenerator(recipe.denoiser_of(trained), partial(self.sampler, timesteps=steps, **changes), (3, side, side), about)
+        batch = 64 if side <= 32 else 16  # attention over 48 x 48 places takes much memory
+        sampler = partial(self.sampler, timesteps=steps, **changes)
+        return DiffusionGenerator(recipe.denoiser_of(trained), sampler, (3, side, side), about, batch)
 
 # %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #9ad1625b
 VARIANTS = {v.name: v for v in (
