@@ -251,10 +251,18 @@ def execute(notebook, target, parameters, label):
             os.environ.pop(name)
             if value is not None: os.environ[name] = value
         shutil.rmtree(status.parent, ignore_errors=True)
+    _forget_paths(target)
     if problem: raise _one_line(problem[0], target)
     check_completed(target)
 
 # %% ../nbs/library/18_runner.ipynb #f932c780
+def _forget_paths(path):
+    "An executed notebook is meant to be published: what papermill noted of this machine's folders goes."
+    if not Path(path).exists(): return
+    book = nbformat.read(path, 4)
+    for name in ("input_path", "output_path"): book.metadata.get("papermill", {}).pop(name, None)
+    nbformat.write(book, path)
+
 PLAIN = {"ValueError": ValueError, "FileNotFoundError": FileNotFoundError}
 
 def _one_line(error, target):
