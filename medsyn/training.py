@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'constant', 'warm_up', 'multi_step', 'ema_half_life', 'Batch', 'Recipe', 'save_checkpoint',
            'checkpoints', 'load_checkpoint', 'configuration', 'differences', 'read_metrics', 'stop_requested',
-           'accelerator_for', 'Trained', 'restore', 'peak_memory', 'Trainer', 'fit']
+           'accelerator_for', 'Trained', 'keep_weights', 'kept_weights', 'restore', 'peak_memory', 'Trainer', 'fit']
 
 # %% ../nbs/library/10_training.ipynb #50b6c386
 import copy
@@ -111,20 +111,21 @@ class _Minimiser:
 
 # %% ../nbs/library/10_training.ipynb #8fac3bd3
 def save_checkpoint(folder, n_images, tensors, meta, keep=2):
-    "Write one checkpoint at `n_images`; keep the last `keep`. `tensors`: name -> tensor; `meta`: a JSON-able dictionary."
+    "Write one checkpoint at `n_images`; keep the last `keep` (0: all). `tensors`: name -> tensor; `meta`: a JSON-able dictionary."
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     data = safetensors_bytes(tensors, {"medsyn": json.dumps({"schema": 1, **meta})})
     write_atomic(Path(folder)/f"{n_images:012d}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors", data)
-    for old in checkpoints(folder)[:-keep]: old.unlink()
+    for old in checkpoints(folder)[:-keep] if keep else (): old.unlink()
 
 def checkpoints(folder):
     "The checkpoint files of a folder, oldest first."
     return sorted(Path(folder).glob("*-*.safetensors"))
 
 # %% ../nbs/library/10_training.ipynb #b4328e91
-def load_checkpoint(folder):
-    "The newest sound checkpoint as (tensors, meta), or None. A damaged one is passed over, aloud, for the one before it."
+def load_checkpoint(folder, n_images=None):
+    "The newest sound checkpoint (or that at `n_images`) as (tensors, meta), or None. A damaged one is passed over, aloud, for the one before."
     for path in reversed(checkpoints(folder)):
+        if n_images is not None and int(path.stem.split("-")[0]) != n_images: continue
         try:
             if file_digest(path)[:16] != path.stem.split("-")[1]: raise SafetensorError("its checksum does not match its name")
             with safe_open(path, "pt") as file:
@@ -251,11 +252,30 @@ class Trained:
         return self.ema.get(name, self.recipe.modules[name]).eval()
 
 # %% ../nbs/library/10_training.ipynb #db9d9f6e
-def restore(recipe, folder):
-    "The newest state of the training in `folder`, put into `recipe`'s networks; for sampling. `FileNotFoundError` if there is none."
-    found = load_checkpoint(Path(folder)/"checkpoints")
+def keep_weights(trained):
+    "A hook for `fit`: keeps the networks to sample from as they are now, under kept/ in the training's folder, for `restore`. Returns {}."
+    tensors = _module_tensors("module", {name: trained.network(name) for name in trained.recipe.modules})
+    save_checkpoint(trained.folder/"kept", trained.n_images, tensors, {"n_images": trained.n_images}, keep=0)
+    return {}
+
+def kept_weights(folder):
+    "The numbers of images seen at which the training in `folder` kept its networks, ascending."
+    return sorted({int(path.stem.split("-")[0]) for path in checkpoints(Path(folder)/"kept")})
+
+# %% ../nbs/library/10_training.ipynb #5d0c11aa
+def restore(recipe, folder, n_images=None):
+    """The newest state of the training in `folder`, put into `recipe`'s networks; for sampling. `FileNotFoundError` if there is none.
+
+    `n_images`: take the networks kept at this number of images instead (see `keep_weights`)."""
+    where = Path(folder)/("checkpoints" if n_images is None else "kept")
+    found = load_checkpoint(where, n_images)
+    if found is None and n_images is not None:
+        raise FileNotFoundError(f"no weights kept at {n_images} images in {folder}: there are {kept_weights(folder) or 'none'}")
     if found is None: raise FileNotFoundError(f"no checkpoint in {folder}: train first (medsyn run), or name the run's folder")
     tensors, meta = found
+    if n_images is not None:
+        _load_modules("module", recipe.modules, tensors)
+        return Trained(recipe, {}, Path(folder), meta["n_images"], seconds=0.0)
     ema = {name: copy.deepcopy(recipe.modules[name]) for name in recipe.ema}
     _load_modules("module", recipe.modules, tensors)
     _load_modules("ema", ema, tensors)
@@ -385,6 +405,7 @@ class _Ticking:
         self.steps, self.sums = 0, {}
         for every, hook in self.hooks:
             if self.crossed(every): means |= hook(self.trained())
+        for module in self.recipe.modules.values(): module.train()  # a hook may have sampled from them
         if self.main: self.metrics.add(self.n_images, means)
         losses = {name: f"{value:.4g}" for name, value in list(means.items())[:2]}
         line.update(self.n_images, **losses, memory=f"{peak_memory(self.device):.1f} GB")

@@ -362,6 +362,7 @@ MILESTONES = (1, 12, 23, 34, 45, 56, 67, 78, 89, 90)  # epochs of 11,800 images
 def release_a(settings, seed=0):
     "The recipe of Release A at this scale."
     with seeded(seed, "initial weights of release-a"): network = ReleaseA(settings.a_channels)
+    network = network.to(memory_format=torch.channels_last)  # a layout: the same numbers, faster on a CPU
     rate = multi_step(4.3e-2, [epoch*11_800 for epoch in MILESTONES], GAMMA)
     optimiser = partial(torch.optim.SGD, lr=4.3e-2, momentum=0.9, nesterov=True, weight_decay=1e-4)
     denoiser = Denoiser(network, linear_schedule(500), "epsilon")
