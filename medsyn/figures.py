@@ -7,7 +7,7 @@ __all__ = ['INK', 'MUTED', 'RULE', 'REPORTED', 'COLOURS', 'WIDTH', 'DPI', 'MAX_B
            'MAGNIFY', 'AREA', 'GUTTER_CHARACTERS', 'new_figure', 'pixels', 'caption_strip', 'encode_png',
            'picture_text', 'csv_bytes', 'as_colour', 'tile', 'montage_layout', 'draw_montage', 'stack_rows',
            'tile_rows', 'montage_columns', 'montage_figure', 'draw_curves', 'curve_rows', 'curve_words', 'drawn',
-           'captioned_png', 'Figures']
+           'captioned_png', 'on_screen', 'Figures']
 
 # %% ../nbs/library/17_figures.ipynb #e58bdea7
 import csv
@@ -281,6 +281,14 @@ def captioned_png(picture, title, details, alt, chart=False):
     png = encode(details, reduced=chart)
     return png if len(png) <= MAX_BYTES else encode([*details[:-1], "Shown in 256 colours.", details[-1]], reduced=True)
 
+def on_screen(png, width, alt):
+    "The picture as a notebook shows and stores it, `width` points wide: the PNG itself, or, of a large one, a JPEG of that size."
+    if len(png) <= MAX_BYTES//2: return Image(png, width=width, alt=alt)
+    picture = Pillow.open(io.BytesIO(png)).convert("RGB")
+    picture.thumbnail((width, picture.height), Pillow.Resampling.LANCZOS)
+    picture.save(file := io.BytesIO(), "JPEG", quality=75, optimize=True)
+    return Image(min(png, file.getvalue(), key=len), width=width, alt=alt)
+
 def _store(folder, id, png, numbers):
     "Write the picture and table of one figure; returns their names below `folder`."
     files = {"file": f"figures/{id}.png", "data": f"tables/{id}.csv"}
@@ -304,7 +312,7 @@ class Figures:
         details = ["Schematic: drawn by rule, not measured." if schematic else "", note, f"Rebuilds {of}." if of else "", self.stamp]
         png = captioned_png(picture, title, details, alt, chart=not isinstance(draw, Figure))
         self.kept[id] = {"id": id, "title": title, **_store(self.folder, id, png, numbers), "of": of, "schematic": schematic}
-        return Image(png, width=picture.shape[1]*5//8, alt=alt)
+        return on_screen(png, picture.shape[1]*5//8, alt)
 
     def montage(self, id, title, rows, columns=None, of="", note="", schematic=False):
         """Rows of images, name -> uint8 (n, 1 or 3, h, w), as one picture shown from 0 to 255; returns it.

@@ -67,8 +67,10 @@ def ancestral(denoiser, x, draw, timesteps=None, condition=None, variance="poste
 def ddim(denoiser, x, draw, timesteps=None, condition=None, eta=0.0, clamp=None, on_step=None):
     """DDIM (Song et al. 2021, Eq. 12 and 16) from noise `x` (n, ...) float32 to x0; deterministic for `eta=0`, ancestral for `eta=1`.
 
-    `draw`, `timesteps`, `on_step` as for `ancestral`; `clamp` is None or x0 (epsilon follows the clamped image), else `ValueError`."""
+    `draw`, `timesteps`, `on_step` as for `ancestral`; `clamp` is None or x0 (epsilon follows the clamped image).
+    `ValueError` for another clamp or an eta outside 0 ... 1."""
     check_choice(clamp, (None, "x0"), "clamp")
+    if not 0 <= eta <= 1: raise ValueError(f"eta must lie between 0 (deterministic) and 1 (ancestral), got {eta}")
     for t, _, alpha_bar_t, alpha_bar_s in steps(denoiser.schedule, timesteps):
         prediction = predict(denoiser, x, t, alpha_bar_t, condition, clamp)
         sigma = eta * posterior(alpha_bar_t, alpha_bar_s)[2]**0.5                                     # Eq. 16

@@ -1,9 +1,12 @@
 """What needs real images: skipped, with the reason, where $MEDSYN_DATA does not hold them."""
 import numpy as np
 import pytest
+import torch
 
-from medsyn.datasets import Resize, open_images
+from medsyn.datasets import Resize, open_images, to_model
 from medsyn.diffusion import diffusion_loss
+from medsyn.features import features_of
+from medsyn.inception import FIDInception, InceptionExtractor, find_inception, inception_available, inception_extractor, read_weights
 from medsyn.manifests import load_manifest, locate
 from medsyn.papers.bloodmnist_ddpm import DATA, SCALES, VARIANTS
 from medsyn.randomness import Draw
@@ -42,3 +45,46 @@ def test_an_untrained_network_knows_nothing_of_real_cells(cells):
     images = VARIANTS["release-a"].images("bloodmnist-rebuilt", settings).split("train").tensor(range(64))
     loss = diffusion_loss(recipe.denoiser, images, Draw(0).rows(range(64)), distance="l1")
     assert 0.6 < loss.item() < 1.6
+
+
+def test_inception_tells_kinds_of_real_cells_apart(cells):
+    """Nearest neighbours in 64 features share their class more often than one time in eight."""
+    if not inception_available(64): pytest.skip("no Inception weights here")
+    test = cells.split("test").take(np.arange(0, 2_621, 41))
+    features = features_of(inception_extractor(64), test)
+    nearest = (np.linalg.norm(features[:, None] - features[None], axis=2) + 1e9*np.eye(len(test))).argmin(1)
+    assert features.shape == (64, 64) and (test.labels[nearest] == test.labels).mean() > 0.3
+
+
+def write_generated(path):
+    """A file in the official layout, 566 tensors, with drawn numbers."""
+    state, draw = {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}, torch.Generator().manual_seed(0)
+    for name, tensor in FIDInception().state_dict().items():
+        layer, kind = name.split(".conv.")
+        if kind == "weight": state[name] = torch.randn(tensor.shape, generator=draw)*(2/tensor[0].numel())**0.5
+        else:
+            drawn = zip(("weight", "bias", "running_mean", "running_var"), torch.rand((4, len(tensor)), generator=draw) + 0.5, strict=True)
+            state |= {f"{layer}.bn.{key}": value for key, value in drawn} | {f"{layer}.bn.num_batches_tracked": torch.tensor(0)}
+    torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("weights", ["generated", "official"])
+def test_inception_is_the_one_of_torch_fidelity(weights, tmp_path):
+    """All four dimensions and the TensorFlow 1 resize, from 8-bit images to features."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except (ImportError, RuntimeError) as error: pytest.skip(f"torch_fidelity cannot be imported here: {error}")
+    if weights == "generated": path = write_generated(tmp_path / "generated.pth")
+    elif not inception_available(2048): pytest.skip("the official Inception weights are not here")
+    else: path = (found := find_inception(2048))[1] / found[0].files[0].path
+    dims = [64, 192, 768, 2048]
+    theirs = FeatureExtractorInceptionV3("theirs", [str(dim) for dim in dims], feature_extractor_weights_path=str(path))
+    assert sum(p.numel() for p in theirs.parameters()) == 23_850_960
+    network = FIDInception().requires_grad_(False).eval()
+    network.load_state_dict(read_weights(path))
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 28, 28), dtype=np.uint8))
+    with torch.inference_mode(): expected = dict(zip(dims, theirs(images), strict=True))
+    for dim in dims:
+        found = InceptionExtractor(network, dim, "tf1", weights)(to_model(images, (0, 255)))
+        assert (found - expected[dim]).norm() < 1e-5*expected[dim].norm(), dim
