@@ -98,9 +98,11 @@ class Work:
         return training, sample, training*self.images + sample*self.samples
 
 # %% ../nbs/library/11_recipes.ipynb #30cfe9e0
-def cost_row(name, done, paper, folder):
-    "One row of a cost table: the `Work` that was `done` in the training `folder`, and that of the original's full configuration, `paper`."
-    (training, sample, total), rate = done.flops(), measured_rate(folder)
+def cost_row(name, done, paper, folder, rate=None):
+    """One row of a cost table: the `Work` that was `done` in the training `folder`, and that of the original's full configuration, `paper`.
+
+    `rate`: training images per second where it was measured otherwise than by the training itself."""
+    (training, sample, total), rate = done.flops(), rate or measured_rate(folder)
     full = paper.flops()[2]
     return {"network": name, "parameters": parameter_count(done.recipe.modules["network"]), "GFLOP/image trained": training/1e9,
             "GFLOP/sample": sample/1e9, "images trained": done.images, "samples": done.samples, "TFLOP in all": total/1e12,

@@ -123,7 +123,7 @@ def checkpoints(folder):
 
 # %% ../nbs/library/10_training.ipynb #b4328e91
 def load_checkpoint(folder, n_images=None):
-    "The newest sound checkpoint (or that at `n_images`) as (tensors, meta), or None. A damaged one is passed over, aloud, for the one before."
+    "The newest sound checkpoint (or that at `n_images`) as (tensors, meta), or None. A damaged one is passed over, aloud."
     for path in reversed(checkpoints(folder)):
         if n_images is not None and int(path.stem.split("-")[0]) != n_images: continue
         try:

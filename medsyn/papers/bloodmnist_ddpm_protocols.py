@@ -45,7 +45,7 @@ class Accumulated:
         return np.concatenate(self.real), np.concatenate(self.fake)
 
     def fid(self):
-        "The Fréchet distance of everything so far, whatever the rank of its covariances (two generated images are enough for the original)."
+        "The Fréchet distance of everything so far, whatever the rank of its covariances (the originals accept two images)."
         return frechet_distance(*map(gaussian_statistics, self.features))
 
 # %% ../../nbs/papers/bloodmnist_ddpm/protocols.ipynb #a1000015
