@@ -16,6 +16,7 @@ import click
 import torch
 from PIL import Image
 
+from .blocks import Condition
 from .manifests import check, fetch, load_manifest, locate, manifest_names
 from .randomness import Draw
 from .report import write_report
@@ -167,11 +168,19 @@ def report(out):
     click.echo(f"report: {write_report(Path(out))}")
 
 # %% ../nbs/library/20_cli.ipynb #0617c059
-def sample_run(run, n=64, out=None, variant="medsyn", seed=None, device="auto"):
+def _class_condition(denoiser, variant, n, label):
+    classes = next((module.classes for module in denoiser.modules() if hasattr(module, "classes")), 0)
+    if not 0 <= label < classes:
+        takes = f"takes labels 0 to {classes - 1}" if classes else "takes no labels"
+        raise ValueError(f"--label {label}: {variant} {takes}; choose another --label or --variant")
+    return Condition(labels=torch.full((n,), label))
+
+def sample_run(run, n=64, out=None, variant="medsyn", seed=None, device="auto", label=None):
     """Draw `n` samples from the networks of a run folder and return them, a `SampleSet`.
 
     Writes samples.npz (raw float32) and one PNG each to `out` (default: drawn/VARIANT in the run folder), over what was drawn there before.
-    `seed` (default: the run's) keys the noise: sample i is the i-th sample of the run's own notebook, on the same kind of device."""
+    `seed` (default: the run's) keys the noise: sample i is the i-th sample of the run's own notebook, on the same kind of device.
+    `label`: the number of the class wanted, for a class-conditional variant. `ValueError` if there is no such class or it takes none."""
     if n < 1: raise ValueError(f"--n is {n}: expected at least 1 sample")
     if not (Path(run)/"provenance.json").exists():
         raise FileNotFoundError(f"{run} is no run folder: expected one that `medsyn run` made, such as runs/PAPER/SCALE-DATA")
@@ -181,7 +190,8 @@ def sample_run(run, n=64, out=None, variant="medsyn", seed=None, device="auto"):
     settings = scale_settings(module.SCALES, parameters["scale"], parameters["settings"])
     first, out = parameters["seeds"][0], Path(out or Path(run)/"drawn"/variant)
     generator = module.load_generator(run, settings, variant, first, device)
-    samples = generator.generate(range(n), draw=Draw(first if seed is None else seed, device))
+    condition = None if label is None else _class_condition(generator.denoiser, variant, n, label)
+    samples = generator.generate(range(n), condition, Draw(first if seed is None else seed, device))
     for old in out.glob("[0-9]" * 5 + ".png"): old.unlink()
     samples.save(Path(out)/"samples.npz")
     for i, image in enumerate(samples.quantised().transpose(0, 2, 3, 1)): Image.fromarray(image.squeeze()).save(Path(out)/f"{i:05d}.png")
@@ -192,10 +202,11 @@ def sample_run(run, n=64, out=None, variant="medsyn", seed=None, device="auto"):
 @click.option("--n", default=64, show_default=True, help="How many.")
 @click.option("--out", default=None, help="Folder for samples.npz and the PNGs (default: drawn/VARIANT in RUN).")
 @click.option("--variant", default="medsyn", show_default=True, help="Which of the paper's networks.")
+@click.option("--label", type=int, default=None, help="Number of the class wanted, for a class-conditional variant.")
 @click.option("--seed", type=int, default=None, help="Key of the noise (default: the run's first seed).")
 @click.option("--device", default="auto", show_default=True)
-def sample(run_folder, n, out, variant, seed, device):
+def sample(run_folder, n, out, variant, label, seed, device):
     "Draw samples from a finished or published run."
-    samples = sample_run(run_folder, n, out, variant, seed, device)
+    samples = sample_run(run_folder, n, out, variant, seed, device, label)
     where = out or Path(run_folder)/"drawn"/variant
     click.echo(f"{len(samples)} samples by {samples.made_by['generator']} ({samples.made_by['images_seen']:,} images seen) in {where}")

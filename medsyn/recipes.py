@@ -115,12 +115,15 @@ def weights_digest(module):
     state = module.state_dict()
     return array_digest(*(state[name].detach().cpu().float().numpy() for name in sorted(state)))
 
-def _kept_samples(keep, made_by):
-    "The samples in the file `keep`, if they were made by this; else None."
-    if keep is None or not Path(keep).exists(): return None
+def _kept_samples(keep, made_by, condition):
+    "The samples in the file `keep`, if they were made by this and for these labels; else None. For condition images nothing is taken up."
+    if keep is None or not Path(keep).exists() or getattr(condition, "image", None) is not None: return None
     try: kept = SampleSet.load(keep)
     except ValueError as error: print(f"made anew: {error}", file=sys.stderr); return None
-    return kept if kept.made_by == made_by else None
+    labels = None if condition is None else condition.labels.cpu().numpy()
+    told = kept.labels is None if labels is None else kept.labels is not None
+    same = told and (labels is None or all(ours == theirs for ours, theirs in zip(kept.labels, labels, strict=False)))
+    return kept if same and kept.made_by == made_by else None
 
 # %% ../nbs/library/11_recipes.ipynb #ea5ae14b
 def generate_within(generator, n, draw, minutes=None, label="sampling", keep=None, condition=None):
@@ -128,7 +131,7 @@ def generate_within(generator, n, draw, minutes=None, label="sampling", keep=Non
 
     `keep`: a .npz file for them; samples found there, from the same `made_by` and seed, are not made again. `condition`: a row for each
     of the n."""
-    made = _kept_samples(keep, generator.made_by | {"seed": draw.seed})
+    made = _kept_samples(keep, generator.made_by | {"seed": draw.seed}, condition)
     begun, block = time.monotonic(), 256 if minutes is None else 64
     while made is None or len(made) < n:
         start = 0 if made is None else len(made)

@@ -68,16 +68,18 @@ def notebook_of(slug):
     return shipped("notebooks")/slug/"reproduce.ipynb"
 
 # %% ../nbs/library/19_runner.ipynb #6c842f34
-def convert(name, value, like):
-    "`value` (text from a command line, or already typed) in the type of `like`; `ValueError` if it is not of that type."
+def convert(name, value, like, zero=False):
+    """`value` (text from a command line, or already typed) in the type of `like`, a list with elements like its first.
+
+    Numbers must be above 0, or with `zero` not below. `ValueError` says what was expected."""
     kind = type(like)
     if isinstance(value, str) and kind is not str:
         try: value = json.loads(value.lower() if kind is bool else value)
         except json.JSONDecodeError: raise ValueError(f"setting {name!r} is {value!r}: expected {_expected(like)}") from None
-    if kind is tuple and isinstance(value, list): value = tuple(value)
+    if kind is tuple and isinstance(value, (list, tuple)): value = tuple(convert(name, one, like[0], zero) for one in value)
     if kind is float and type(value) is int: value = float(value)
     if kind is int and type(value) is float and value.is_integer(): value = int(value)
-    if type(value) is not kind or (kind in (int, float) and not value > 0):
+    if type(value) is not kind or value == () or (kind in (int, float) and not (value > 0 or zero and value == 0)):
         raise ValueError(f"setting {name!r} is {value!r}: expected {_expected(like)}")
     return value
 
@@ -92,7 +94,7 @@ def scale_settings(table, scale, changes=None):
     settings = {name: row[SCALE_NAMES.index(scale)] for name, row in table.items()}
     for name, value in (changes or {}).items():
         if name not in settings: raise ValueError(f"unknown setting {name!r}: {nearest(name, settings)}")
-        settings[name] = convert(name, value, settings[name])
+        settings[name] = convert(name, value, settings[name], zero=0 in table[name])  # 0 switches off what some scale switches off
     return SimpleNamespace(**settings)
 
 # %% ../nbs/library/19_runner.ipynb #0cfeaff6

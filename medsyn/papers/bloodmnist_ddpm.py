@@ -357,6 +357,7 @@ SCALES = {               #   smoke               laptop                    gpu  
     "medsyn_followed":      ((1, 2),             (1, 2, 4, 8, 13),         (1, 2, 4, 8, 16),         (1, 2, 4, 8, 16, 39)),
     "medsyn_evaluations":   (10,                 50,                       100,                      100),
     "medsyn_samples":       ((24, 40),           (320, 680),               (1_600, 3_400),           (1_600, 3_400)),
+    "classes":              (8,                  8,                        8,                        8),
     "medsyn_precision":     ("fp32",             "bf16",                   "bf16",                   "bf16"),
     "follow_samples":       (20,                 200,                      1_600,                    1_600),
     "rate_slices":          (0,                  3,                        3,                        3),
@@ -390,9 +391,10 @@ def release_b(settings, seed=0):
                            config={"network": "release-b", "widths": settings.b_widths, "size": settings.b_size})
 
 # %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #062b4ac1
-def medsyn(settings, seed=0, classes=0):
-    "The recipe of the medsyn variant; with `classes`, of its class-conditional sister, which is told the label nine times in ten."
-    name, attention = "medsyn-class" if classes else "medsyn", (False,)*(len(settings.medsyn_widths) - 1) + (True,)
+def medsyn(settings, seed=0, by_class=False):
+    "The recipe of the medsyn variant; `by_class`: of its class-conditional sister, which is told the label nine times in ten."
+    name, classes = ("medsyn-class", settings.classes) if by_class else ("medsyn", 0)
+    attention = (False,)*(len(settings.medsyn_widths) - 1) + (True,)
     with seeded(seed, f"initial weights of {name}"): network = UNet(widths=settings.medsyn_widths, attention=attention, classes=classes)
     network = network.to(memory_format=torch.channels_last)
     def told(batch, draw): return Condition(labels=torch.where(draw.uniform("label dropped") < 0.1, classes, batch.labels))
@@ -428,12 +430,16 @@ class Variant:
     sampler_name: str
     size: Callable          # settings -> pixels
     splits: Callable = lambda splits: splits
+    labelled: bool = False
 
     def setting(self, settings, what): return getattr(settings, f"{self.prefix}_{what}")
 
     def images(self, source, settings):
         "The cells of a data source as this variant trains on them: enlarged to its size, and split its way."
         cells = open_cells(source, self.size(settings))
+        if self.labelled and cells.labels.max() >= settings.classes:
+            n = int(cells.labels.max()) + 1
+            raise ValueError(f"{cells.name} has {n} classes, the class-conditional network is built for {settings.classes}: --set classes={n}")
         return cells.with_splits(self.splits(cells.splits))
 
     def steps(self, settings, recipe):
@@ -466,8 +472,8 @@ VARIANTS = {v.name: v for v in (
             "ancestral, variance beta, x_t clamped", lambda s: s.b_size, release_b_splits),
     Variant("medsyn", "medsyn", "medsyn", medsyn, partial(ancestral, variance="posterior", clamp="x0"),
             "ancestral, posterior variance, x0 clamped", lambda s: 28),
-    Variant("medsyn-class", "medsyn by class", "medsyn", partial(medsyn, classes=8), partial(ancestral, variance="posterior", clamp="x0"),
-            "ancestral, posterior variance, x0 clamped", lambda s: 28),
+    Variant("medsyn-class", "medsyn by class", "medsyn", partial(medsyn, by_class=True), partial(ancestral, variance="posterior", clamp="x0"),
+            "ancestral, posterior variance, x0 clamped", lambda s: 28, labelled=True),
 )}
 
 def load_generator(run_folder, settings, variant="medsyn", seed=0, device="cpu", n_images=None, **changes):
