@@ -339,6 +339,7 @@ SCALES = {               #   smoke               laptop                    gpu  
     "a_images":             (3_200,              118_000,                  1_180_000,                1_180_000),
     "a_keep":               (800,                11_800,                   11_800,                   11_800),
     "a_followed":           ((1, 2, 4),          (1, 2, 3, 5, 7, 10),      FOLLOWED,                 tuple(range(1, 101))),
+    "a_follow":             (20,                 200,                      1_600,                    1_600),
     "a_evaluations":        (10,                 100,                      500,                      500),
     "a_samples":            ((24, 40),           (320, 680),               (1_600, 3_400),           (1_600, 3_400)),
     "b_widths":             ((8, 16, 32, 32),    (32, 64, 128, 128),       (32, 64, 128, 128),       (32, 64, 128, 128)),
@@ -348,6 +349,7 @@ SCALES = {               #   smoke               laptop                    gpu  
     "b_images":             (1_600,              6_000,                    119_000,                  357_000),
     "b_keep":               (400,                2_000,                    11_900,                   11_900),
     "b_followed":           ((1, 2, 4),          (1, 2, 3),                (1, 2, 3, 5, 7, 10),      tuple(range(1, 31))),
+    "b_follow":             (20,                 100,                      200,                      200),
     "b_evaluations":        (10,                 25,                       100,                      1_000),
     "b_samples":            ((32, 32),           (100, 200),               (500, 2_000),             (500, 2_000)),
     "medsyn_widths":        ((16, 32, 32),       (64, 128, 128),           (128, 256, 256),          (128, 256, 256)),
@@ -355,11 +357,11 @@ SCALES = {               #   smoke               laptop                    gpu  
     "medsyn_images":        (1_600,              156_000,                  2_048_000,                4_992_000),
     "medsyn_keep":          (800,                12_000,                   128_000,                  128_000),
     "medsyn_followed":      ((1, 2),             (1, 2, 4, 8, 13),         (1, 2, 4, 8, 16),         (1, 2, 4, 8, 16, 39)),
+    "medsyn_follow":        (20,                 200,                      1_600,                    1_600),
     "medsyn_evaluations":   (10,                 50,                       100,                      100),
     "medsyn_samples":       ((24, 40),           (320, 680),               (1_600, 3_400),           (1_600, 3_400)),
     "classes":              (8,                  8,                        8,                        8),
     "medsyn_precision":     ("fp32",             "bf16",                   "bf16",                   "bf16"),
-    "follow_samples":       (20,                 200,                      1_600,                    1_600),
     "rate_slices":          (0,                  3,                        3,                        3),
     "inception_dim":        (0,                  64,                       64,                       64),
     "sampler_budgets":      ((5, 10),            (5, 10, 20, 50, 100),     (5, 10, 20, 50, 100, 250), (5, 10, 20, 50, 100, 250)),
@@ -439,7 +441,7 @@ class Variant:
         cells = open_cells(source, self.size(settings))
         if self.labelled and cells.labels.max() >= settings.classes:
             n = int(cells.labels.max()) + 1
-            raise ValueError(f"{cells.name} has {n} classes, the class-conditional network is built for {settings.classes}: --set classes={n}")
+            raise ValueError(f"{cells.name} has {n} classes, the class-conditional network {settings.classes}: add --set classes={n}")
         return cells.with_splits(self.splits(cells.splits))
 
     def steps(self, settings, recipe):
@@ -472,8 +474,8 @@ VARIANTS = {v.name: v for v in (
             "ancestral, variance beta, x_t clamped", lambda s: s.b_size, release_b_splits),
     Variant("medsyn", "medsyn", "medsyn", medsyn, partial(ancestral, variance="posterior", clamp="x0"),
             "ancestral, posterior variance, x0 clamped", lambda s: 28),
-    Variant("medsyn-class", "medsyn by class", "medsyn", partial(medsyn, by_class=True), partial(ancestral, variance="posterior", clamp="x0"),
-            "ancestral, posterior variance, x0 clamped", lambda s: 28, labelled=True),
+    Variant("medsyn-class", "medsyn by class", "medsyn", partial(medsyn, by_class=True),
+            partial(ancestral, variance="posterior", clamp="x0"), "ancestral, posterior variance, x0 clamped", lambda s: 28, labelled=True),
 )}
 
 def load_generator(run_folder, settings, variant="medsyn", seed=0, device="cpu", n_images=None, **changes):
