@@ -175,6 +175,7 @@ def _class_condition(denoiser, variant, n, label):
         raise ValueError(f"--label {label}: {variant} {takes}; choose another --label or --variant")
     return Condition(labels=torch.full((n,), label))
 
+# %% ../nbs/library/20_cli.ipynb #0617c05a
 def sample_run(run, n=64, out=None, variant="medsyn", seed=None, device="auto", label=None):
     """Draw `n` samples from the networks of a run folder and return them, a `SampleSet`.
 

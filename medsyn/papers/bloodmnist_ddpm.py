@@ -411,13 +411,18 @@ def medsyn(settings, seed=0, by_class=False):
     return recipe
 
 # %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #6e95d59d
-def open_cells(source, side=28):
-    "Labelled colour images of a data source, `side` x `side` pixels, with the splits train, val and test. `ValueError` if they are not."
+def open_cells(source, side=28, classes=None):
+    """Labelled colour images of a data source, `side` x `side` pixels, with the splits train, val and test. `ValueError` if they are not.
+
+    `classes`: how many a class-conditional network knows; more are refused."""
     cells = open_images(source, DATA["cells"], (Resize(side),))
     missing = {"train", "val", "test"} - set(cells.splits)
     if missing or cells.labels is None or cells.images.shape[1:] != (3, side, side):
         raise ValueError(f"{cells.name}: this paper needs labelled square colour images with the splits train, val and test; found images "
                          f"{cells.images.shape[1:]}, splits {', '.join(cells.splits)}, {'no ' if cells.labels is None else ''}labels")
+    if classes and cells.labels.max() >= classes:
+        n = int(cells.labels.max()) + 1
+        raise ValueError(f"{cells.name} has {n} classes, the class-conditional network {classes}: add --set classes={n}")
     return cells
 
 # %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #8bd51d50
@@ -438,10 +443,7 @@ class Variant:
 
     def images(self, source, settings):
         "The cells of a data source as this variant trains on them: enlarged to its size, and split its way."
-        cells = open_cells(source, self.size(settings))
-        if self.labelled and cells.labels.max() >= settings.classes:
-            n = int(cells.labels.max()) + 1
-            raise ValueError(f"{cells.name} has {n} classes, the class-conditional network {settings.classes}: add --set classes={n}")
+        cells = open_cells(source, self.size(settings), settings.classes if self.labelled else None)
         return cells.with_splits(self.splits(cells.splits))
 
     def steps(self, settings, recipe):
