@@ -438,9 +438,7 @@ class Variant:
     size: Callable          # settings -> pixels
     splits: Callable = lambda splits: splits
     labelled: bool = False
-
     def setting(self, settings, what): return getattr(settings, f"{self.prefix}_{what}")
-
     def images(self, source, settings):
         "The cells of a data source as this variant trains on them: enlarged to its size, and split its way."
         cells = open_cells(source, self.size(settings), settings.classes if self.labelled else None)
