@@ -7,7 +7,7 @@ __all__ = ['INK', 'MUTED', 'RULE', 'REPORTED', 'COLOURS', 'WIDTH', 'DPI', 'MAX_B
            'MAGNIFY', 'AREA', 'GUTTER_CHARACTERS', 'new_figure', 'pixels', 'caption_strip', 'encode_png',
            'picture_text', 'csv_bytes', 'as_colour', 'tile', 'montage_layout', 'draw_montage', 'stack_rows',
            'tile_rows', 'montage_columns', 'montage_figure', 'draw_curves', 'curve_rows', 'curve_words', 'drawn',
-           'captioned_png', 'on_screen', 'Figures']
+           'captioned_png', 'on_screen', 'Figures', 'log_x', 'log_y']
 
 # %% ../nbs/library/17_figures.ipynb #e58bdea7
 import csv
@@ -21,7 +21,7 @@ import numpy as np
 from IPython.display import Image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo
 
@@ -286,7 +286,7 @@ def on_screen(png, width, alt):
     if len(png) <= MAX_BYTES//2: return Image(png, width=width, alt=alt)
     picture = Pillow.open(io.BytesIO(png)).convert("RGB")
     picture.thumbnail((width, picture.height), Pillow.Resampling.LANCZOS)
-    picture.save(file := io.BytesIO(), "JPEG", quality=75, optimize=True)
+    picture.save(file := io.BytesIO(), "JPEG", quality=60, optimize=True)
     return Image(min(png, file.getvalue(), key=len), width=width, alt=alt)
 
 def _store(folder, id, png, numbers):
@@ -334,3 +334,18 @@ class Figures:
     def records(self):
         "One dictionary a figure, in the order drawn, as `results.json` wants them: id, title, file, data, of, schematic."
         return [dict(record) for record in self.kept.values()]
+
+# %% ../nbs/library/17_figures.ipynb #a3193291
+def log_x(axes, label):
+    "Make the x axis logarithmic, with readable numbers over any range."
+    axes.set(xscale="log", xlabel=label)
+    words = FuncFormatter(lambda value, _: f"{value/1000:g}k" if value >= 10_000 else f"{value:g}")
+    axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5), numticks=7), minor_locator=NullLocator(), major_formatter=words)
+
+def log_y(several, values, linear=0.01):
+    "Give several axes one logarithmic y axis for `values`; linear below `linear`, where values may be negative."
+    top, bottom = max(values)*1.6, min(0, *values)*1.3
+    for axes in several:
+        axes.set_yscale("symlog", linthresh=linear, linscale=0.3)
+        axes.set(ylim=(bottom, top), yticks=[0, *(10.0**k for k in range(-6, 7) if linear <= 10.0**k <= top)])
+        axes.yaxis.set(major_formatter=FuncFormatter(lambda value, _: f"{value:g}"), minor_locator=NullLocator())

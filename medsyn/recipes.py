@@ -115,7 +115,7 @@ def weights_digest(module):
     state = module.state_dict()
     return array_digest(*(state[name].detach().cpu().float().numpy() for name in sorted(state)))
 
-def _kept_samples(keep, made_by, condition):
+def _kept_samples(keep, made_by, condition, first):
     "The samples in the file `keep`, if they were made by this and for these labels; else None. For condition images nothing is taken up."
     if keep is None or not Path(keep).exists() or getattr(condition, "image", None) is not None: return None
     try: kept = SampleSet.load(keep)
@@ -123,21 +123,21 @@ def _kept_samples(keep, made_by, condition):
     labels = None if condition is None else condition.labels.cpu().numpy()
     told = kept.labels is None if labels is None else kept.labels is not None
     same = told and (labels is None or all(ours == theirs for ours, theirs in zip(kept.labels, labels, strict=False)))
-    return kept if same and kept.made_by == made_by else None
+    return kept if same and kept.made_by == made_by and kept.indices[0] == first else None
 
 # %% ../nbs/library/11_recipes.ipynb #ea5ae14b
-def generate_within(generator, n, draw, minutes=None, label="sampling", keep=None, condition=None):
-    """The first `n` samples of `generator`, or the whole blocks of 64, one at least, that it makes in about `minutes`.
+def generate_within(generator, n, draw, minutes=None, label="sampling", keep=None, condition=None, first=0):
+    """The samples `first` ... `first` + `n` - 1 of `generator`, or the whole blocks of 64, one at least, that it makes in about `minutes`.
 
     `keep`: a .npz file for them; samples found there, from the same `made_by` and seed, are not made again. `condition`: a row for each
     of the n."""
-    made = _kept_samples(keep, generator.made_by | {"seed": draw.seed}, condition)
+    made = _kept_samples(keep, generator.made_by | {"seed": draw.seed}, condition, first)
     begun, block = time.monotonic(), 256 if minutes is None else 64
     while made is None or len(made) < n:
         start = 0 if made is None else len(made)
         rows = torch.arange(start, min(start + block, n))
         told = None if condition is None else condition.rows(rows)
-        more = generator.generate(rows, told, draw, label=label if n <= block else f"{label}, from {start} of {n}")
+        more = generator.generate(first + rows, told, draw, label=label if n <= block else f"{label}, from {start} of {n}")
         made = more if made is None else joined(made, more)
         if keep: made.save(keep)
         spent = (time.monotonic() - begun)/60

@@ -300,7 +300,8 @@ def _run_alone(asked, folder, mark, fresh):
     set_aside(folder)
     if fresh: shutil.rmtree(folder/"training", ignore_errors=True)
     column = vars(scale_settings(paper_module(paper).SCALES, asked.scale))
-    changes = {name: value for name, value in asked.settings.items() if value != column[name]}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asked.settings.items()}  # papermill writes JSON
+    changes = {name: value for name, value in plain.items() if asked.settings[name] != column[name]}
     parameters = {"scale": asked.scale, "data": [f"{role}={source}" for role, source in asked.data.items()], "seeds": asked.seeds,
                   "device": asked.device, "minutes": asked.minutes, "out": asked.out, "settings": changes}
     try: execute(notebook_of(paper), folder/"reproduce.ipynb", parameters, f"{paper}, {asked.scale}")

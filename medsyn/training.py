@@ -255,6 +255,7 @@ class Trained:
 def keep_weights(trained):
     "A hook for `fit`: keeps the networks to sample from as they are now, under kept/ in the training's folder, for `restore`. Returns {}."
     tensors = _module_tensors("module", {name: trained.network(name) for name in trained.recipe.modules})
+    for old in (trained.folder/"kept").glob(f"{trained.n_images:012d}-*"): old.unlink()
     save_checkpoint(trained.folder/"kept", trained.n_images, tensors, {"n_images": trained.n_images}, keep=0)
     return {}
 
