@@ -447,8 +447,7 @@ class Variant:
         cells = open_cells(source, self.size(settings), settings.classes if self.labelled else None)
         return cells.with_splits(self.splits(cells.splits))
 
-    def steps(self, settings, recipe):
-        "The timesteps of a sample; `ValueError` if there are fewer."
+    def steps(self, settings, recipe):  # `ValueError` if the schedule has fewer
         return spaced_timesteps(recipe.denoiser.schedule.timesteps, self.setting(settings, "evaluations"))
 
     def followed(self, settings):
