@@ -104,7 +104,7 @@ def test_plain_papermill_on_the_installed_notebook_gives_the_same_numbers(fresh_
 
 
 def test_another_seed_gives_other_numbers(wheel_runs, tmp_path):
-    call(MEDSYN, "run", PAPER, "--seeds", "1", cwd=tmp_path)
+    call(MEDSYN, "run", PAPER, "--seeds", "1", "--set", "sampler_budgets=[5,9]", cwd=tmp_path)
     folder = tmp_path / "runs" / PAPER / RUN
     driven = [Path(figure["data"]).name for figure in read_results(folder / "results.json")["figures"] if not figure["schematic"]]
     ours, theirs = tables(folder), tables(wheel_runs / "runs" / PAPER / RUN)
@@ -141,3 +141,6 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
     out, said = process.communicate(timeout=300)
     assert process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said
     assert list((training / "checkpoints").glob("*.safetensors")), "the interrupted training was not saved"
+    call(*words, "--minutes", "0.05", cwd=tmp_path)  # goes on, and ends whole within its time, saying that it is not complete
+    folder = tmp_path / "runs" / PAPER / RUN
+    assert read_results(folder / "results.json")["figures"] and not json.loads((folder / "provenance.json").read_text())["complete"]
