@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BATCH', 'eight_bit', 'DomainClassifier', 'flipped', 'ClassifierRecipe', 'DomainExtractor', 'train_domain_extractor',
-           'features_of']
+           'features_of', 'class_probabilities', 'predicted_labels']
 
 # %% ../nbs/library/15_features.ipynb #bc82c785
 import hashlib
@@ -162,3 +162,14 @@ def _cached(path):
 def _store(path, features):
     np.save(file := BytesIO(), features, allow_pickle=False)
     write_atomic(path, file.getvalue())
+
+# %% ../nbs/library/15_features.ipynb #2d9510a1
+def class_probabilities(extractor, images):
+    "What a `DomainExtractor`'s classifier thinks of uint8 images, a `SampleSet` or an `ImageSet`: probabilities (n, classes), float64."
+    device = extractor.network.scores.weight.device
+    scores = _in_batches(lambda batch: extractor.network(_resized(batch, extractor.size)), eight_bit(images), device)
+    return np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
+
+def predicted_labels(extractor, images):
+    "The likeliest class, by a `DomainExtractor`'s classifier, of uint8 images, a `SampleSet` or an `ImageSet`: integers (n,)."
+    return class_probabilities(extractor, images).argmax(1)
