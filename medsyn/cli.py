@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 
 from .blocks import Condition
+from .datasets import READERS, prepare
+from .duplicates import COLUMNS, check_leakage, leakage_report
 from .manifests import check, fetch, load_manifest, locate, manifest_names
 from .randomness import Draw
 from .report import write_report
@@ -111,6 +113,14 @@ def list_papers(out):
             click.echo(f"  {results['scale']} run on {names}: {results['seconds']/60:.0f} minutes, {cost:,.1f} TFLOP, "
                        f"{len(results['scores'])} scores, {len(results['figures'])} figures")
 
+# %% ../nbs/library/30_cli.ipynb #90cf4770
+def _leakage(report, manifest, limit=40):
+    "A report as text: one sentence, up to `limit` pairs, and what is waived."
+    rows = report.table()
+    lines = [report.summary, *([_table(rows[:limit], COLUMNS)] if rows else [])]
+    if len(rows) > limit: lines.append(f"... and {len(rows) - limit} more pairs")
+    return "\n".join(lines + [f"waived: {w.pairs} {w.kind} in {' and '.join(w.splits)}: {w.reason}" for w in manifest.duplicates])
+
 # %% ../nbs/library/30_cli.ipynb #90cf4771
 @commands.group(cls=_Commands)
 def data():
@@ -129,11 +139,16 @@ def data_list(root):
 @click.argument("name")
 @_root
 def data_check(name, root):
-    "Compare the files of a data set with its manifest; fails unless every one is as it should be."
-    rows = check(load_manifest(name), root)
+    "Compare files with the manifest and images with each other; fails for wrong files, and for splits that share pictures."
+    manifest = load_manifest(name)
+    rows = check(manifest, root)
     click.echo(_table(rows, ["file", "state", "detail"]))
     if any(state != "ok" for _, state, _ in rows):
         raise ValueError(f"{name} is not as its manifest says: see above; `medsyn data fetch {name}` gets it again")
+    if manifest.reader.get("kind") not in READERS: return  # weights, not images
+    images = prepare(manifest, root=root)
+    click.echo("\n" + _leakage(leakage_report(images), manifest))
+    check_leakage(images, manifest)
 
 @data.command("fetch")
 @click.argument("name")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'ARRAYS', 'FILTERS', 'PIECE', 'GENERATORS', 'HEADERS', 'READERS', 'SHARE', 'ImageSet', 'to_model', 'Resize',
-           'Source', 'consecutive', 'PhantomReader', 'NpzSplit', 'NpzSplits', 'prepare', 'open_images', 'free_memory',
-           'Batches']
+           'Source', 'consecutive', 'PhantomReader', 'NpzSplit', 'NpzSplits', 'prepare', 'open_images', 'find_manifest',
+           'free_memory', 'Batches']
 
 # %% ../nbs/library/04_datasets.ipynb #e8a51986
 import hashlib
@@ -391,23 +391,27 @@ def open_images(source, accepts, steps=(), root=None):
     `accepts` lists the manifest names a role takes. A folder holds an accepted manifest's files, or a manifest.yaml of its own with
     them. `ValueError` or `FileNotFoundError` says what was expected.
     """
+    manifest, folder = find_manifest(source, accepts)
+    return prepare(manifest, steps, folder or root)
+
+def find_manifest(source, accepts):
+    "(manifest, folder or None) of what `source` names, as `open_images` understands it, and with the same errors."
     manifests = [load_manifest(name) for name in accepts]
-    if source == "phantom":
-        return prepare(next(manifest for manifest in manifests if manifest.match == "phantom"), steps)
-    if source in accepts: return prepare(source, steps, root)
-    if Path(source).is_dir(): return _open_folder(Path(source), manifests, steps)
+    if source == "phantom": return next(manifest for manifest in manifests if manifest.match == "phantom"), None
+    if source in accepts: return load_manifest(source), None
+    if Path(source).is_dir(): return _folder_manifest(Path(source), manifests), Path(source)
     if source in manifest_names(): raise ValueError(f"the data set {source!r} does not fit here: {nearest(source, accepts)}")
     raise ValueError(f"no data set or folder {str(source)!r}: {nearest(source, ['phantom', *accepts])}, or a folder")
 
-def _open_folder(folder, manifests, steps):
-    "The prepared set in `folder`: by its own manifest, else by the first of `manifests` whose files are there."
+def _folder_manifest(folder, manifests):
+    "The manifest of what is in `folder`: its own, else the first of `manifests` whose files are there."
     if (folder/"manifest.yaml").is_file():
         manifest = load_manifest(folder/"manifest.yaml")
         if manifest.match == "official":
             raise ValueError(f"{folder}/manifest.yaml: match must be 'substitute', because official sets are opened by name")
-        return prepare(manifest, steps, folder)
+        return manifest
     for manifest in manifests:
-        if manifest.files and any(holds(manifest, place) for place in places(manifest, folder)): return prepare(manifest, steps, folder)
+        if manifest.files and any(holds(manifest, place) for place in places(manifest, folder)): return manifest
     wanted = ", ".join(file.path for manifest in manifests for file in manifest.files)
     raise FileNotFoundError(f"{folder} holds neither manifest.yaml nor one of {wanted}")
 

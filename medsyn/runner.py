@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KERNEL_ENVIRONMENT', 'PLAIN', 'papers', 'paper_module', 'notebook_of', 'convert', 'scale_settings', 'data_sources',
-           'check_source', 'Request', 'request', 'open_run', 'close_run', 'fingerprint', 'is_done', 'execute',
-           'check_completed', 'run_paper']
+           'check_source', 'Request', 'request', 'checked_images', 'open_run', 'close_run', 'fingerprint', 'is_done',
+           'execute', 'check_completed', 'run_paper']
 
 # %% ../nbs/library/27_runner.ipynb #7c47de8f
 import contextlib
@@ -33,7 +33,7 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 # %% ../nbs/library/27_runner.ipynb #fd6fbd07
-from .datasets import open_images
+from .duplicates import open_checked
 from .manifests import manifest_names
 from .results import SCALES as SCALE_NAMES
 from .results import judge, read_results, write_results
@@ -157,9 +157,14 @@ def request(paper, scale="smoke", data=(), seeds=(0,), device="auto", minutes=0.
     return Request(paper, scale, data_sources(module.DATA, data), _seeds(seeds), str(device), minutes, str(out), chosen)
 
 # %% ../nbs/library/27_runner.ipynb #e26fb0ea
+def checked_images(asked):
+    "The images of every role of a `Request` (role -> `ImageSet`), as stored. `ValueError` if splits leak and no manifest waives it."
+    return {role: open_checked(source, paper_module(asked.paper).DATA[role]) for role, source in asked.data.items()}
+
 def open_run(paper, scale="smoke", data=(), seeds=(0,), device="auto", minutes=0.0, out="runs", settings=()):
     "Check the request and open its run folder: (run, settings). What a notebook calls first."
     asked = request(paper, scale, data, seeds, device, minutes, out, settings)
+    checked_images(asked)
     run = start_run(paper, asked.scale, asked.data, asked.seeds, asked.device, asked.minutes, asked.out)
     _write_provenance(run, asked.settings, complete=False)
     return run, SimpleNamespace(**asked.settings)
@@ -189,7 +194,7 @@ def close_run(run, scores, figures, trained, images, costs=(), notes=(), complet
 # %% ../nbs/library/27_runner.ipynb #7126a844
 def fingerprint(asked):
     "A SHA-256 over the notebook, medsyn's code, the request (with the device it comes to) and the content of its images."
-    digests = {role: open_images(source, paper_module(asked.paper).DATA[role]).digest for role, source in asked.data.items()}
+    digests = {role: images.digest for role, images in checked_images(asked).items()}
     plain = {**asdict(asked), "out": "", "device": str(pick_device(asked.device))}
     parts = [package_digest(), json.dumps(plain, sort_keys=True), json.dumps(digests), torch.__version__]
     return hashlib.sha256(notebook_of(asked.paper).read_bytes() + "\0".join(parts).encode()).hexdigest()
