@@ -44,7 +44,7 @@ def _half(n, rng, groups=None):
     return np.flatnonzero(np.isin(groups, rng.permutation(names)[:len(names)//2]))
 
 def _halves(real_real, sets, k, resamples, seed, groups):
-    "For each of the `sets` (pairs of tables real-fake, fake-fake) the four numbers on the same halves of real images: (resamples, sets, 4)."
+    "The four numbers of each of the `sets` (tables real-fake, fake-fake), on the same halves of real images: (resamples, sets, 4)."
     rng, draws = np.random.default_rng(key(seed, "half samples")), []
     for _ in range(resamples):
         a = _half(len(real_real), rng, groups)
@@ -57,7 +57,7 @@ def _tables(real, fakes, k):
     pairs = [checked_pair(real, fake) for fake in fakes]
     real = pairs[0][0]
     for features in (real, *(fake for _, fake in pairs)):
-        if len(features) < 4*k: raise ValueError(f"{len(features)} images are too few for {k} neighbours: give at least {4*k}, or a smaller k")
+        if len(features) < 4*k: raise ValueError(f"{len(features)} images are too few for {k} neighbours: give {4*k}, or a smaller k")
     return squared_distances(real, real), [(squared_distances(real, fake), squared_distances(fake, fake)) for _, fake in pairs]
 
 def _bounded(estimate, name):
@@ -92,7 +92,7 @@ def precision_recall_differences(real, first, second, k=5, resamples=RESAMPLES, 
 # %% ../nbs/library/17_coverage.ipynb #5475afb6
 @dataclass(frozen=True)
 class ClassShares:
-    "What a classifier calls two sets: `real` and `fake` shares (classes,), their total `variation`, and the class numbers `missing` from fake."
+    "What a classifier calls two sets: `real` and `fake` shares (classes,), their total `variation`, and the classes `missing` from fake."
     real: np.ndarray
     fake: np.ndarray
     variation: Estimate
@@ -109,7 +109,7 @@ def class_shares(real_labels, fake_labels, classes, resamples=200, seed=0):
     sets = [np.asarray(real_labels), np.asarray(fake_labels)]
     for labels in sets:
         if labels.ndim != 1 or not len(labels) or not np.isin(labels, range(classes)).all():
-            raise ValueError(f"expected labels of shape (n,) from 0 to {classes - 1}, found shape {labels.shape}: use one classifier for both")
+            raise ValueError(f"expected labels (n,) from 0 to {classes - 1}, found shape {labels.shape}: use one classifier for both")
     real, fake = (_shares(labels, np.ones(len(labels)), classes) for labels in sets)
     draws = [_shares(labels, bootstrap_weights(len(labels), resamples, key(seed, name)), classes)
              for labels, name in zip(sets, ("real", "fake"), strict=True)]

@@ -82,7 +82,7 @@ def fid_difference(real, first, second, resamples=200, seed=0):
 
     Paired: both against the same resampled real images. Equal m and l, or else the bias differs: `ValueError`, as in `fid` otherwise."""
     if len(first) != len(second):
-        raise ValueError(f"{len(first)} against {len(second)} images: the Fréchet distance depends on the number, give equally many of both")
+        raise ValueError(f"{len(first)} against {len(second)} images: a Fréchet distance depends on the number, give equally many")
     sets = [checked_pair(real, fake)[1] for fake in (first, second)]
     for fake in sets: _check_rank(real, fake)
     weights = [bootstrap_weights(len(x), resamples, key(seed, name)) for x, name in ((real, "real"), (first, "first"), (second, "second"))]

@@ -121,7 +121,8 @@ def _read(real, fake, train, paired, masks, skip_bad, value_range):
     return _Sets(sets[0], sets[1], sets[2] if train else None, sets[0].masks, tuple(str(reading.report) for reading in readings))
 
 # %% ../nbs/library/29_evaluate.ipynb #9d35f843
-def evaluate(real, fake, train=None, paired=False, masks=None, out="runs", name=None, skip_bad=False, value_range=None, seed=0, device="cpu"):
+def evaluate(real, fake, train=None, paired=False, masks=None, out="runs", name=None, skip_bad=False, value_range=None, seed=0,
+             device="cpu"):
     """Compare a folder of generated images with a folder of real ones; returns the run folder `out`/evaluation/`name`.
 
     `train`: the generator's training images, for the audit of copies (`real` must then hold none of them); `paired`: also compare files

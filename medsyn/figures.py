@@ -336,11 +336,24 @@ class Figures:
         return [dict(record) for record in self.kept.values()]
 
 # %% ../nbs/library/25_figures.ipynb #a3193291
+class _FewTicks(LogLocator):
+    "1, 2, 5 in each decade, or 1 and 3, or 1: the first that gives at most seven ticks."
+    def tick_values(self, low, high):
+        for steps in ((1, 2, 5), (1, 3), (1,)):
+            ticks = np.array([step*10.0**k for k in range(-9, 13) for step in steps])
+            ticks = ticks[(ticks >= low) & (ticks <= high)]
+            if len(ticks) <= 7: break
+        return ticks
+
+def _short(value, _):
+    for unit, word in ((1e6, "M"), (1e3, "k")):
+        if value >= max(unit, 10_000): return f"{value/unit:g}{word}"
+    return f"{value:g}"
+
 def log_x(axes, label):
     "Make the x axis logarithmic, with readable numbers over any range."
     axes.set(xscale="log", xlabel=label)
-    words = FuncFormatter(lambda value, _: f"{value/1000:g}k" if value >= 10_000 else f"{value:g}")
-    axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5), numticks=7), minor_locator=NullLocator(), major_formatter=words)
+    axes.xaxis.set(major_locator=_FewTicks(), minor_locator=NullLocator(), major_formatter=FuncFormatter(_short))
 
 def log_y(several, values, linear=0.01):
     "Give several axes one logarithmic y axis for `values`; linear below `linear`, where values may be negative."

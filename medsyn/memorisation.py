@@ -162,7 +162,7 @@ def _equally_many(train, held_out, samples, seed):
 def lean_in_pixels(samples, train, held_out, seed=0, device="cpu"):
     """How samples lean, a `Lean`, by the similarities of a `CopyDetector`. All three: uint8 (n, c, h, w), `SampleSet` or `ImageSet`.
 
-    The whitening is made of both sets, so that it favours neither. Rows are those of the sets as given. `ValueError` for under 20 images."""
+    The whitening is made of both sets, so that it favours neither. Rows are those of the sets as given. `ValueError` under 20 images."""
     samples, train, held_out = map(eight_bit, (samples, train, held_out))
     rows = _equally_many(train, held_out, samples, seed)
     detector = copy_detector(np.concatenate([train[rows[0]], held_out[rows[1]]]), device=device)

@@ -182,13 +182,15 @@ def verdict_counts(rows):
     return [(kind, kinds.count(kind)) for kind in VERDICTS if kind in kinds]
 
 def headline(rows):
-    """The row that stands for a run at the top, None if no row has a claim: data before counts, then distances, then claims that were read.
+    """The row that stands for a run at the top, None if no row has a claim: data before counts, what was measured before what was not,
+    then distances, then claims that were read.
 
     A claim counts as a distance if it rests on features or its metric is named as one. The first row wins among equals."""
-    def rank(claim):
+    def rank(row):
+        claim, missing = row["claim"], row["shown"].value is None
         distance = claim.features or re.search(r"\b(fid|kid|mmd)\b|distance", claim.metric, re.I)
-        return claim.data_free, not distance, claim.status != "read"
-    return min((row for row in rows if row["claim"]), key=lambda row: rank(row["claim"]), default=None)
+        return claim.data_free, missing, not distance, claim.status != "read"
+    return min((row for row in rows if row["claim"]), key=rank, default=None)
 
 # %% ../nbs/library/26_report.ipynb #d168f5ae
 MACROS = """
