@@ -369,6 +369,7 @@ SCALES = {               #   smoke               laptop                    gpu  
     "inception_dim":        (0,                  64,                       64,                       64),
     "sampler_budgets":      ((5, 10),            (5, 10, 20, 50, 100),     (5, 10, 20, 50, 100, 250), (5, 10, 20, 50, 100, 250)),
     "sampler_samples":      (16,                 100,                      1_000,                    1_000),
+    "audit_images":         (40,                 400,                      1_000,                    2_000),
     "extractor_images":     (3_200,              120_000,                  240_000,                  240_000),
     "resamples":            (50,                 200,                      200,                      200),
 }
