@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'RESAMPLES', 'MISSING', 'squared_distances', 'precision_recall', 'precision_recall_differences',
-           'ClassShares', 'class_shares']
+           'ClassShares', 'class_shares', 'neighbour_labels']
 
 # %% ../nbs/library/17_coverage.ipynb #62d495cc
 from dataclasses import dataclass, replace
@@ -43,13 +43,45 @@ def _half(n, rng, groups=None):
     names = np.unique(groups)
     return np.flatnonzero(np.isin(groups, rng.permutation(names)[:len(names)//2]))
 
-def _halves(real_real, sets, k, resamples, seed, groups):
+# %% ../nbs/library/17_coverage.ipynb #d2417d49
+def _near(own, across, k):
+    "Of each ball of a set: neighbours (rows, squared distances), nearest first; who of the other set is in reach (ball, row, distance)."
+    size = min(8*(k + 1), len(own))
+    rows = np.argpartition(own, size - 1, axis=1)[:, :size]
+    rows = np.take_along_axis(rows, np.argsort(np.take_along_axis(own, rows, 1), axis=1), 1)
+    distances = np.take_along_axis(own, rows, 1)
+    ball, row = np.nonzero(across < distances[:, -1:])
+    return rows, distances, ball, row, across[ball, row]
+
+def _inside(near, k, balls, others):
+    "Who is in whose ball, (ball, row), when only the flagged `balls` and `others` exist; None if a list of neighbours is too short."
+    rows, distances, ball, row, apart = near
+    reached = balls[rows].cumsum(1) > k
+    if not reached[balls, -1].all(): return None
+    radii = np.take_along_axis(distances, reached.argmax(1)[:, None], 1)[:, 0]
+    inside = balls[ball] & others[row] & (apart < radii[ball])
+    return ball[inside], row[inside]
+
+# %% ../nbs/library/17_coverage.ipynb #ac56b4f6
+def _flags(rows, n): return np.isin(np.arange(n), rows)
+def _distinct(rows): return np.count_nonzero(np.bincount(rows))
+
+def _half_four(tables, near, a, b, k):
+    "`_four` of the rows `a` of the real images and `b` of the samples, from what is near where that is enough."
+    real, fake = _flags(a, len(tables[0])), _flags(b, len(tables[2]))
+    found = _inside(near[0], k, real, fake), _inside(near[1], k, fake, real)
+    if None in found: return _four(tables[0][np.ix_(a, a)], tables[1][np.ix_(a, b)], tables[2][np.ix_(b, b)], k)
+    (ball, row), (_, covered) = found
+    return np.array([_distinct(row)/len(b), _distinct(covered)/len(a), len(ball)/len(b)/k, _distinct(ball)/len(a)])
+
+def _halves(own, sets, k, resamples, seed, groups):
     "The four numbers of each of the `sets` (tables real-fake, fake-fake), on the same halves of real images: (resamples, sets, 4)."
     rng, draws = np.random.default_rng(key(seed, "half samples")), []
+    near = [(_near(own, across, k), _near(theirs, across.T, k)) for across, theirs in sets]
     for _ in range(resamples):
-        a = _half(len(real_real), rng, groups)
-        parts = [(table, own, _half(len(own), rng)) for table, own in sets]
-        draws.append([_four(real_real[np.ix_(a, a)], table[np.ix_(a, b)], own[np.ix_(b, b)], k) for table, own, b in parts])
+        a = _half(len(own), rng, groups)
+        pairs = zip(sets, near, strict=True)
+        draws.append([_half_four((own, *tables), lists, a, _half(len(tables[1]), rng), k) for tables, lists in pairs])
     return np.array(draws)
 
 # %% ../nbs/library/17_coverage.ipynb #a410ccef
@@ -117,3 +149,16 @@ def class_shares(real_labels, fake_labels, classes, resamples=200, seed=0):
     return ClassShares(real, fake, variation, tuple(map(int, np.flatnonzero(fake < MISSING*real))))
 
 def _variation(p, q): return np.abs(p - q).sum(-1)/2
+
+# %% ../nbs/library/17_coverage.ipynb #925d2fe4
+def neighbour_labels(real, labels, fake=None, k=5):
+    """What most of the `k` nearest real (n, d) features are labelled, for each row of fake (m, d): integers (m,).
+
+    Without `fake`, for each real one, itself left out. Ties go to the lowest label. `ValueError` unless each row has one label, from 0."""
+    labels = np.asarray(labels)
+    if labels.shape != (len(real),) or labels.min() < 0 or len(real) <= k:
+        raise ValueError(f"expected labels (n,) from 0 for n = {len(real)} > {k} rows, found shape {labels.shape}")
+    distances = squared_distances(real if fake is None else fake, real)
+    if fake is None: np.fill_diagonal(distances, np.inf)
+    near = labels[np.argpartition(distances, k - 1, axis=1)[:, :k]]
+    return (near[..., None] == np.arange(labels.max() + 1)).sum(1).argmax(1)

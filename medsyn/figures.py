@@ -286,7 +286,7 @@ def on_screen(png, width, alt):
     if len(png) <= MAX_BYTES//2: return Image(png, width=width, alt=alt)
     picture = Pillow.open(io.BytesIO(png)).convert("RGB")
     picture.thumbnail((width, picture.height), Pillow.Resampling.LANCZOS)
-    picture.save(file := io.BytesIO(), "JPEG", quality=60, optimize=True)
+    picture.save(file := io.BytesIO(), "JPEG", quality=45, optimize=True)
     return Image(min(png, file.getvalue(), key=len), width=width, alt=alt)
 
 def _store(folder, id, png, numbers):
