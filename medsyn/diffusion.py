@@ -6,12 +6,12 @@
 __all__ = ['SCHEDULES', 'OBJECTIVES', 'WEIGHTINGS', 'DISTANCES', 'Schedule', 'schedule_from_beta', 'linear_schedule',
            'scaled_linear_schedule', 'cosine_schedule', 'sigmoid_schedule', 'coefficients', 'add_noise', 'Prediction',
            'prediction_from_x0', 'Objective', 'min_snr', 'check_choice', 'Denoiser', 'diffusion_loss',
-           'MixtureDenoiser']
+           'MixtureDenoiser', 'Guided']
 
 # %% ../nbs/library/08_diffusion.ipynb #d8716194
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -226,3 +226,20 @@ class MixtureDenoiser(nn.Module):
         j = torch.searchsorted(self.weights.cumsum(0), draw.uniform("component").double()).clamp(max=len(self.weights) - 1)
         noise = draw.normal("sample", *self.means.shape[1:])
         return (self.means[j] + self.sd[j].view(-1, *[1]*(noise.ndim - 1))*noise).float()
+
+# %% ../nbs/library/08_diffusion.ipynb #a0be0b04
+class Guided(nn.Module):
+    """Classifier-free guidance round `denoiser`, called like it (Ho & Salimans 2022, Eq. 6, whose w is `scale` - 1).
+
+    `scale`: 0 ignores the labels, 1 is the denoiser itself; `classes`: the label that means "no label". `ValueError` without labels."""
+    time_convention, evaluations = "index", 2    # of the network, each time it is called
+    def __init__(self, denoiser, scale, classes):
+        super().__init__()
+        self.denoiser, self.scale, self.classes, self.schedule = denoiser, scale, classes, denoiser.schedule
+
+    def forward(self, x_t, t, condition=None, latent=None):
+        if getattr(condition, "labels", None) is None:
+            raise ValueError("guidance needs labels to follow, but none were given: give Condition(labels=...), or use the denoiser itself")
+        nothing = replace(condition, labels=torch.full_like(condition.labels, self.classes))
+        told, free = self.denoiser(x_t, t, condition, latent), self.denoiser(x_t, t, nothing, latent)
+        return Prediction(*(f + self.scale*(c - f) for c, f in zip(told, free, strict=True)))
