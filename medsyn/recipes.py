@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DiffusionRecipe', 'Autocast', 'training_flops', 'measured_rate', 'Work', 'cost_row', 'weights_digest',
-           'generate_within', 'joined', 'rates_in_turn']
+           'generate_within', 'joined', 'diffusion_generator', 'rates_in_turn']
 
 # %% ../nbs/library/13_recipes.ipynb #f0434523
 import copy
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import torch
 from torch import nn
 
 from .diffusion import Denoiser, diffusion_loss
-from .generation import SampleSet
+from .generation import DiffusionGenerator, SampleSet, device_of
 from .intervals import Estimate
 from .randomness import Draw
 from .runs import array_digest
@@ -34,21 +35,22 @@ class DiffusionRecipe(Recipe):
 
     `optimiser`: a function parameters -> optimiser. `learning_rate`: a function of the images seen. `distance`: mse or l1.
     `condition`: a function (batch, draw) -> Condition, for networks that take one. `config`: what else defines the training.
-    `weighting`: None or min-snr, of mse only (Hang et al. 2023)."""
+    `weighting`: None or min-snr, of mse only (Hang et al. 2023); `mirror`: images seen left to right are as likely as the originals."""
     def __init__(self, denoiser, optimiser, learning_rate, batch_size, images, distance="mse", ema=None, precision="fp32",
-                 condition=None, config=None, weighting=None):
-        network = denoiser.network
+                 condition=None, config=None, weighting=None, mirror=False):
+        network, chosen = denoiser.network, {"weighting": weighting, "mirror": mirror}
         about = {"schedule": denoiser.schedule.name, "objective": denoiser.objective, "distance": distance,
-                 "parameters": parameter_count(network), **({"weighting": weighting} if weighting else {}), **(config or {})}
+                 "parameters": parameter_count(network), **{name: value for name, value in chosen.items() if value}, **(config or {})}
         super().__init__({"network": network}, {"network": optimiser(network.parameters())}, {"network": learning_rate}, batch_size, images,
                          about, {"network": ema} if ema else {})
         self.denoiser, self.condition, self.precision = denoiser, condition, precision
-        self.distance, self.weighting = distance, weighting
+        self.distance, self.weighting, self.mirror = distance, weighting, mirror
 
     def step(self, batch, n_images, draw):
         def loss_of(part, draw):
-            condition = self.condition(part, draw) if self.condition else None
-            return diffusion_loss(self.denoiser, part.images, draw, condition, self.distance, self.weighting)
+            condition, images = self.condition(part, draw) if self.condition else None, part.images
+            if self.mirror: images = torch.where(draw.uniform("mirror", 1, 1, 1) < 0.5, images.flip(3), images)
+            return diffusion_loss(self.denoiser, images, draw, condition, self.distance, self.weighting)
         return {"loss": self.minimise("network", loss_of, batch, draw)}
 
     def denoiser_of(self, trained):
@@ -152,6 +154,18 @@ def joined(first, second):
     labels = None if first.labels is None else np.concatenate([first.labels, second.labels])
     images, indices = (np.concatenate([getattr(first, name), getattr(second, name)]) for name in ("images", "indices"))
     return SampleSet(images, indices, labels, first.made_by)
+
+# %% ../nbs/library/13_recipes.ipynb #3f253ac8
+def diffusion_generator(recipe, trained, shape, name, sampler, timesteps, batch_size=64, denoiser=None, **changes):
+    """A `DiffusionGenerator` of images (c, h, w) `shape` from a trained `DiffusionRecipe`, which says what made its samples.
+
+    `sampler`: (name, function); `timesteps` and `changes` go to it; `denoiser`: used instead of the trained one, such as `Guided` round it."""
+    title, function = sampler
+    network, denoiser = trained.network(), denoiser or recipe.denoiser_of(trained)
+    evaluations = len(timesteps)*getattr(denoiser, "evaluations", 1)
+    about = {"generator": name, "sampler": title, "evaluations": evaluations, "images_seen": trained.n_images,
+             "weights": weights_digest(network)[:16], "device": device_of(network).type, **changes}
+    return DiffusionGenerator(denoiser, partial(function, timesteps=timesteps, **changes), shape, about, batch_size)
 
 # %% ../nbs/library/13_recipes.ipynb #f2db8f96
 def rates_in_turn(recipes, images, slices=3, seconds=10.0, device="cpu"):

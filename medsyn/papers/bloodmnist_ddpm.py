@@ -24,9 +24,9 @@ from torch import nn
 from ..blocks import Condition, sinusoidal_embedding
 from ..datasets import Resize, open_images
 from ..diffusion import Denoiser, cosine_schedule, linear_schedule
-from ..generation import DiffusionGenerator, device_of
+from ..generation import device_of
 from ..randomness import seeded
-from ..recipes import DiffusionRecipe, Work, weights_digest
+from ..recipes import DiffusionRecipe, Work, diffusion_generator
 from ..results import Claim, Figure
 from ..runs import nearest
 from ..samplers import ancestral, spaced_timesteps
@@ -464,13 +464,11 @@ class Variant:
     def generator(self, recipe, trained, settings, **changes):
         "Samples this variant from a trained network; `changes` go to the sampler."
         changes = {"timesteps": self.steps(settings, recipe), **changes}
-        about = {"generator": self.name, "sampler": self.sampler_name, "evaluations": len(changes["timesteps"]),
-                 "images_seen": trained.n_images, "weights": weights_digest(trained.network())[:16],
-                 "device": device_of(trained.network()).type}
-        about |= {name: value for name, value in changes.items() if name != "timesteps"}
-        side, batch = self.size(settings), 512 if about["device"] == "cuda" else 64
+        side = self.size(settings)
+        batch = 512 if device_of(trained.network()).type == "cuda" else 64
         if side > 32: batch //= 4  # attention over 48 x 48 places takes much memory
-        return DiffusionGenerator(recipe.denoiser_of(trained), partial(self.sampler, **changes), (3, side, side), about, batch)
+        how = self.sampler_name, self.sampler
+        return diffusion_generator(recipe, trained, (3, side, side), self.name, how, batch_size=batch, **changes)
 
 # %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #9ad1625b
 VARIANTS = {v.name: v for v in (
