@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DiffusionRecipe', 'Autocast', 'training_flops', 'measured_rate', 'Work', 'cost_row', 'weights_digest',
-           'generate_within', 'joined', 'diffusion_generator', 'rates_in_turn']
+           'generate_within', 'joined', 'house_recipe', 'diffusion_generator', 'rates_in_turn']
 
 # %% ../nbs/library/13_recipes.ipynb #f0434523
 import copy
@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from .diffusion import Denoiser, diffusion_loss
+from .blocks import Condition
+from .diffusion import Denoiser, cosine_schedule, diffusion_loss
 from .generation import DiffusionGenerator, SampleSet, device_of
 from .intervals import Estimate
-from .randomness import Draw
+from .randomness import Draw, seeded
 from .runs import array_digest
-from .training import PRECISIONS, Batch, Recipe, _Minimiser, fit
-from .unet import counting_flops, forward_flops, parameter_count
+from .training import PRECISIONS, Batch, Recipe, _Minimiser, ema_half_life, fit, warm_up
+from .unet import UNet, counting_flops, forward_flops, parameter_count
 
 # %% ../nbs/library/13_recipes.ipynb #347b040d
 class DiffusionRecipe(Recipe):
@@ -155,11 +156,28 @@ def joined(first, second):
     images, indices = (np.concatenate([getattr(first, name), getattr(second, name)]) for name in ("images", "indices"))
     return SampleSet(images, indices, labels, first.made_by)
 
-# %% ../nbs/library/13_recipes.ipynb #3f253ac8
+# %% ../nbs/library/13_recipes.ipynb #565bba74
+def house_recipe(name, seed, image_channels, widths, images, batch_size, precision="fp32", classes=0, mirror=False):
+    """The `DiffusionRecipe` of medsyn's own variants; `name` and `seed` key the initial weights, `classes` above 0 makes it conditional.
+
+    `widths`: of the `UNet`, which attends on its coarsest level; `images`: seen in all."""
+    attention = (False,)*(len(widths) - 1) + (True,)
+    with seeded(seed, f"initial weights of {name}"): network = UNet(image_channels, widths=widths, attention=attention, classes=classes)
+    network = network.to(memory_format=torch.channels_last)
+    def told(batch, draw): return Condition(labels=torch.where(draw.uniform("label dropped") < 0.1, classes, batch.labels))
+    rate, half_life, denoiser = 4e-4 if images > 10_000 else 1e-3, min(10_000, images//8), Denoiser(network, cosine_schedule(1000), "v")
+    about = {"network": "house U-Net", "widths": widths, "half-life": half_life, "rate": rate, "classes": classes}
+    recipe = DiffusionRecipe(denoiser, partial(torch.optim.Adam, lr=rate), warm_up(rate, min(3_000, images//10)), batch_size, images, "mse",
+                             ema=ema_half_life(half_life), precision=precision, condition=told if classes else None, config=about,
+                             mirror=mirror)
+    recipe.clip = 1.0
+    return recipe
+
+# %% ../nbs/library/13_recipes.ipynb #7397119b
 def diffusion_generator(recipe, trained, shape, name, sampler, timesteps, batch_size=64, denoiser=None, **changes):
     """A `DiffusionGenerator` of images (c, h, w) `shape` from a trained `DiffusionRecipe`, which says what made its samples.
 
-    `sampler`: (name, function); `timesteps` and `changes` go to it; `denoiser`: used instead of the trained one, such as `Guided` round it."""
+    `sampler`: (name, function); `timesteps` and `changes` go to it; `denoiser`: instead of the trained one, such as `Guided` round it."""
     title, function = sampler
     network, denoiser = trained.network(), denoiser or recipe.denoiser_of(trained)
     evaluations = len(timesteps)*getattr(denoiser, "evaluations", 1)

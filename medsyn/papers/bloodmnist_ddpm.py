@@ -21,17 +21,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..blocks import Condition, sinusoidal_embedding
+from ..blocks import sinusoidal_embedding
 from ..datasets import Resize, open_images
-from ..diffusion import Denoiser, cosine_schedule, linear_schedule
+from ..diffusion import Denoiser, linear_schedule
 from ..generation import device_of
 from ..randomness import seeded
-from ..recipes import DiffusionRecipe, Work, diffusion_generator
+from ..recipes import DiffusionRecipe, Work, diffusion_generator, house_recipe
 from ..results import Claim, Figure
 from ..runs import nearest
 from ..samplers import ancestral, spaced_timesteps
-from ..training import constant, ema_half_life, multi_step, restore, warm_up
-from ..unet import UNet
+from ..training import constant, multi_step, restore
 
 # %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #e941596a
 class BlockA(nn.Module):
@@ -401,19 +400,8 @@ def release_b(settings, seed=0):
 def medsyn(settings, seed=0, by_class=False):
     "The recipe of the medsyn variant; `by_class`: of its class-conditional sister, which is told the label nine times in ten."
     name, classes = ("medsyn-class", settings.classes) if by_class else ("medsyn", 0)
-    attention = (False,)*(len(settings.medsyn_widths) - 1) + (True,)
-    with seeded(seed, f"initial weights of {name}"): network = UNet(widths=settings.medsyn_widths, attention=attention, classes=classes)
-    network = network.to(memory_format=torch.channels_last)
-    def told(batch, draw): return Condition(labels=torch.where(draw.uniform("label dropped") < 0.1, classes, batch.labels))
-    images, rate = settings.medsyn_images, 4e-4 if settings.medsyn_images > 10_000 else 1e-3
-    half_life, denoiser = min(10_000, images//8), Denoiser(network, cosine_schedule(1000), "v")
-    optimiser, rates = partial(torch.optim.Adam, lr=rate), warm_up(rate, min(3_000, images//10))
-    recipe = DiffusionRecipe(denoiser, optimiser, rates, settings.medsyn_batch, images, "mse",
-                             ema=ema_half_life(half_life), precision=settings.medsyn_precision, condition=told if classes else None,
-                             config={"network": "house U-Net", "widths": settings.medsyn_widths, "half-life": half_life, "rate": rate,
-                                     "classes": classes})
-    recipe.clip = 1.0
-    return recipe
+    widths, images, batch = settings.medsyn_widths, settings.medsyn_images, settings.medsyn_batch
+    return house_recipe(name, seed, 3, widths, images, batch, settings.medsyn_precision, classes)
 
 # %% ../../nbs/papers/bloodmnist_ddpm/model.ipynb #6e95d59d
 def open_cells(source, side=28, classes=None):

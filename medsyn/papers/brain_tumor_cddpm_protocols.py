@@ -102,9 +102,9 @@ def habit_effects(states, resamples=100, seed=0):
         counts = {name: np.bincount(rng.integers(n, size=n), minlength=n) for name, n in sizes.items()}
         values = np.array([state.distance(counts) for state in states.values()])
         draws.append(values - values[0])
-    effects = zip(states.items(), np.array(draws).T, strict=True)
-    return {name: (state.distance(), state.fid(), percentile_interval(state.distance() - first.distance(), change, "paired bootstrap images"))
-            for (name, state), change in effects}
+    def effect(state, change): return percentile_interval(state.distance() - first.distance(), change, "paired bootstrap images")
+    pairs = zip(states.items(), np.array(draws).T, strict=True)
+    return {name: (state.distance(), state.fid(), effect(state, change)) for (name, state), change in pairs}
 
 # %% ../../nbs/papers/brain_tumor_cddpm/protocols.ipynb #4d6e12ed
 def published_chart():
