@@ -44,12 +44,9 @@ sync: $(READY)  ## export the modules, clean the notebooks, write README.md
 	@$(BIN)/nbdev_clean
 	@$(MAKE) --no-print-directory readme
 
-publish:  ## keep a run's evidence in results/: RUN=runs/PAPER/SCALE-DATA
+publish: $(READY)  ## keep a run's evidence in results/: RUN=runs/PAPER/SCALE-DATA
 	@test -f "$(RUN)/results.json" || { echo "make publish RUN=runs/PAPER/SCALE-DATA: a folder with results.json"; exit 1; }
-	@mkdir -p "results/$(RUN:runs/%=%)"
-	@cd "$(RUN)" && tar cf - results.json provenance.json reproduce.ipynb figures tables training/*/metrics.csv training/*/speed.jsonl \
-		| tar xf - -C "$(CURDIR)/results/$(RUN:runs/%=%)"
-	@echo "kept in results/$(RUN:runs/%=%)"
+	@RUN="$(RUN)" $(BIN)/python -c 'import os; from medsyn.runner import publish; print("kept in", publish(os.environ["RUN"]))'
 
 readme: $(READY)  ## README.md from nbs/index.ipynb
 	@$(BIN)/python .ci/readme.py README.md

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['INK', 'MUTED', 'RULE', 'REPORTED', 'COLOURS', 'WIDTH', 'DPI', 'MAX_BYTES', 'STYLE', 'CAPTION_LINE', 'NARROW', 'WIDE',
-           'MAGNIFY', 'AREA', 'GUTTER_CHARACTERS', 'new_figure', 'pixels', 'caption_strip', 'encode_png',
-           'picture_text', 'csv_bytes', 'as_colour', 'tile', 'montage_layout', 'draw_montage', 'stack_rows',
-           'tile_rows', 'montage_columns', 'montage_figure', 'draw_curves', 'curve_rows', 'curve_words', 'drawn',
-           'captioned_png', 'on_screen', 'Figures', 'log_x', 'log_y']
+           'MAGNIFY', 'AREA', 'GUTTER_CHARACTERS', 'PRIVATE', 'WITHHELD', 'new_figure', 'pixels', 'caption_strip',
+           'encode_png', 'picture_text', 'csv_bytes', 'as_colour', 'tile', 'montage_layout', 'draw_montage',
+           'stack_rows', 'tile_rows', 'montage_columns', 'montage_figure', 'draw_curves', 'curve_rows', 'curve_words',
+           'drawn', 'captioned_png', 'on_screen', 'Figures', 'is_private', 'withheld', 'log_x', 'log_y']
 
 # %% ../nbs/library/28_figures.ipynb #e58bdea7
 import csv
@@ -281,13 +281,14 @@ def captioned_png(picture, title, details, alt, chart=False):
     png = encode(details, reduced=chart)
     return png if len(png) <= MAX_BYTES else encode([*details[:-1], "Shown in 256 colours.", details[-1]], reduced=True)
 
-def on_screen(png, width, alt):
+def on_screen(png, width, alt, private=False):
     "The picture as a notebook shows and stores it, `width` points wide: the PNG itself, or, of a large one, a JPEG of that size."
-    if len(png) <= MAX_BYTES//2: return Image(png, width=width, alt=alt)
+    marked = {"metadata": {"private": True}} if private else {}
+    if len(png) <= MAX_BYTES//2: return Image(png, width=width, alt=alt, **marked)
     picture = Pillow.open(io.BytesIO(png)).convert("RGB")
     picture.thumbnail((width, picture.height), Pillow.Resampling.LANCZOS)
     picture.save(file := io.BytesIO(), "JPEG", quality=45, optimize=True)
-    return Image(min(png, file.getvalue(), key=len), width=width, alt=alt)
+    return Image(min(png, file.getvalue(), key=len), width=width, alt=alt, **marked)
 
 def _store(folder, id, png, numbers):
     "Write the picture and table of one figure; returns their names below `folder`."
@@ -296,30 +297,38 @@ def _store(folder, id, png, numbers):
     return files
 
 # %% ../nbs/library/28_figures.ipynb #18a1ffce
-class Figures:
-    "The figures of one run: `folder/figures/*.png` with `folder/tables/*.csv`. `stamp` (scale, data, seed) is drawn under each."
-    def __init__(self, folder, stamp):
-        self.folder, self.stamp, self.kept = Path(folder), stamp, {}
+PRIVATE = "Not to be shown to others: the licence of the real images does not allow it."
+WITHHELD = "Withheld here: the licence of the real images does not allow showing them. Run the notebook to draw it."
 
-    def save(self, id, title, draw, table, of="", note="", schematic=False, alt="", panels=1, height=3.0):
+class Figures:
+    """The figures of one run: `folder/figures/*.png` with `folder/tables/*.csv`. `stamp` (scale, data, seed) is drawn under each.
+
+    `may_show`: whether the licence allows showing the real images to others; if not, figures of them are drawn here but marked."""
+    def __init__(self, folder, stamp, may_show=True):
+        self.folder, self.stamp, self.may_show, self.kept = Path(folder), stamp, may_show, {}
+
+    def save(self, id, title, draw, table, of="", note="", schematic=False, alt="", panels=1, height=3.0, real=False):
         """Draw, caption and store one figure with its table; returns the picture.
-        `draw`: called with the axes (an array of them when `panels` > 1), or a finished Figure; `table`: column name -> values;
-        `of`: what it rebuilds; `alt`: what it shows. `ValueError` for an id that is no file name, or columns of different lengths.
+        `draw`: called with the axes (an array of them when `panels` > 1), or a finished Figure; `table`: column name -> values; `of`:
+        what it rebuilds; `alt`: what it shows; `real`: it shows real images. `ValueError` for a bad id, or columns of different lengths.
         """
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", id): raise ValueError(f"figure id {id!r}: expected lower-case letters, digits, - and _")
         numbers, alt = csv_bytes(table), alt or f"{title}. {note}".strip()
         picture = pixels(draw if isinstance(draw, Figure) else drawn(draw, panels, height))
-        details = ["Schematic: drawn by rule, not measured." if schematic else "", note, f"Rebuilds {of}." if of else "", self.stamp]
+        private = real and not self.may_show
+        details = ["Schematic: drawn by rule, not measured." if schematic else "", note, f"Rebuilds {of}." if of else "",
+                   PRIVATE if private else "", self.stamp]
         png = captioned_png(picture, title, details, alt, chart=not isinstance(draw, Figure))
         self.kept[id] = {"id": id, "title": title, **_store(self.folder, id, png, numbers), "of": of, "schematic": schematic}
-        return on_screen(png, picture.shape[1]*5//8, alt)
+        return on_screen(png, picture.shape[1]*5//8, alt, private)
 
-    def montage(self, id, title, rows, columns=None, of="", note="", schematic=False):
+    def montage(self, id, title, rows, columns=None, of="", note="", schematic=False, real=False):
         """Rows of images, name -> uint8 (n, 1 or 3, h, w), as one picture shown from 0 to 255; returns it.
-        `columns`: images a line (default up to 16), or headings. `ValueError` for other types, empty rows, several sizes.
+        `columns`: images a line (default up to 16), or headings; `real`: there are real images among them. `ValueError` for other types,
+        empty rows, several sizes.
         """
         figure, display, words, table = montage_figure(rows, columns)
-        return self.save(id, title, figure, table, of, f"{note} {display}".strip(), schematic, f"{title}. {words}")
+        return self.save(id, title, figure, table, of, f"{note} {display}".strip(), schematic, f"{title}. {words}", real=real)
 
     def curves(self, id, title, x, lines, reported=None, xlabel="", ylabel="", log=False, of="", note="", schematic=False):
         """Our `lines`, name -> y or (y, low, high), over `x`, and what was `reported`, name -> value or (x, y); returns the picture.
@@ -334,6 +343,18 @@ class Figures:
     def records(self):
         "One dictionary a figure, in the order drawn, as `results.json` wants them: id, title, file, data, of, schematic."
         return [dict(record) for record in self.kept.values()]
+
+# %% ../nbs/library/28_figures.ipynb #daf75e2c
+def is_private(png):
+    "Whether PNG bytes are a figure whose images may not be shown to others."
+    return PRIVATE in picture_text(io.BytesIO(png)).get("Caption", "").splitlines()
+
+def withheld(png):
+    "The figure without its picture, as PNG bytes: the caption under an empty field. What is published of a private figure."
+    words = picture_text(io.BytesIO(png))
+    width = int(words["Drawing"].split("x")[0])
+    details = [line for line in words["Caption"].splitlines() if line != PRIVATE] + [WITHHELD]
+    return captioned_png(np.full((48, width, 3), 238, np.uint8), words["Title"], details, f"{words['Title']}. {WITHHELD}", chart=True)
 
 # %% ../nbs/library/28_figures.ipynb #a3193291
 class _FewTicks(LogLocator):
