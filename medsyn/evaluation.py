@@ -7,6 +7,8 @@ __all__ = ['INCEPTION', 'METRICS', 'FLOOR', 'Thumbnail', 'extractors_here', 'dis
            'memorisation_scores', 'pair_scores', 'evaluate', 'evaluation_table']
 
 # %% ../nbs/library/32_evaluate.ipynb #7532622e
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +30,8 @@ from .memorisation import memorisation, worst_pairs
 from .perceptual import lpips_metric, perceptual_available, squeeze_features
 from .randomness import key
 from .results import Score, estimate_fields, judge, write_results
-from .runs import hardware, provenance, write_json
+from .runner import is_done
+from .runs import array_digest, hardware, package_digest, provenance, write_json
 
 # %% ../nbs/library/32_evaluate.ipynb #f0a8a455
 class Thumbnail:
@@ -154,15 +157,18 @@ def evaluate(real, fake, train=None, paired=False, masks=None, out="runs", name=
 
     `train`: the generator's training images, for the audit of copies (`real` must then hold none of them); `paired`: also compare files
     of equal names; `masks`: a folder of masks, for the paired metrics; `skip_bad`, `value_range`: as in `read_folder`.
-    `ValueError` or `FileNotFoundError` names the file or folder that is wrong. Writes results.json, figures, tables and provenance.json.
+    `ValueError` or `FileNotFoundError` names the file or folder that is wrong. Writes results.json, figures, tables and provenance.json;
+    an evaluation that is there already, of the same images by the same code, is not repeated.
     """
     started = monotonic()
     sets = _read(real, fake, train, paired, masks, skip_bad, value_range)
     folder = Path(out)/"evaluation"/(name or re.sub(r"[^\w.-]+", "-", Path(fake).resolve().name))
+    extractors = extractors_here(sets.real.images.shape[1], device)
+    mark = _fingerprint(sets, paired, seed, extractors)
+    if is_done(folder, mark): return folder
     data = {"role": "real", "name": Path(real).resolve().name, "match": "substitute"}
     score = partial(Score, variant="medsyn", data=data)
     scores, figures = [], Figures(folder, f"{len(sets.real)} real, {len(sets.fake)} generated images")
-    extractors = extractors_here(sets.real.images.shape[1], device)
     for extractor in extractors:
         scores += distribution_scores(extractor, sets.real, sets.fake, score, seed) + floor_scores(extractor, sets.real, score, seed)
         scores += _growing(extractor, sets, figures, score, seed)
@@ -174,7 +180,16 @@ def evaluate(real, fake, train=None, paired=False, masks=None, out="runs", name=
     write_results(folder, "evaluation", "laptop", [seed], judge(scores, {}, "laptop"), figures.records, monotonic() - started,
                   hardware=hardware(device), notes=sets.notes, data=about)
     write_json(folder/"provenance.json", provenance(device, paper="evaluation", parameters={"seed": seed, "paired": paired}))
+    write_json(folder/"finished.json", {"fingerprint": mark})
     return folder
+
+def _fingerprint(sets, paired, seed, extractors):
+    "A SHA-256 over all images, the options, medsyn's code and the extractors at hand."
+    digests = [images and images.digest for images in (sets.real, sets.fake, sets.train)]
+    masks = None if sets.masks is None else array_digest(sets.masks)
+    names = [f"{extractor.name} {extractor.digest}" for extractor in extractors]
+    parts = [package_digest(), digests, masks, sets.notes, paired, seed, names, perceptual_available()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 def _first(sets, n=32): return {title: eight_bit(images)[:n] for title, images in (("real", sets.real), ("generated", sets.fake))}
 
