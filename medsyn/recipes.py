@@ -86,18 +86,21 @@ def measured_rate(folder):
 
 @dataclass(frozen=True)
 class Work:
-    "What is asked of one network: `recipe` on images of `shape` (c, h, w), `images` to train on, `samples` of `evaluations` each."
+    """What is asked of one network: `recipe` on images of `shape` (c, h, w), `images` to train on, `samples` of `evaluations` each.
+
+    `inputs`: what one evaluation of the recipe's first network takes, for one sample; an image and a time if not given."""
     recipe: Recipe
     shape: tuple
     images: int
     samples: int
     evaluations: int
+    inputs: tuple = ()
 
     def flops(self):
         "Floating-point operations of (one training image, one sample, all of it)."
         network = copy.deepcopy(next(iter(self.recipe.modules.values()))).cpu().eval()
-        training = training_flops(self.recipe, self.shape, labels=getattr(self.recipe, "condition", None) is not None)
-        sample = forward_flops(network, torch.zeros(1, *self.shape), torch.zeros(1))*self.evaluations
+        training = training_flops(self.recipe, self.shape, labels=True)
+        sample = forward_flops(network, *(self.inputs or (torch.zeros(1, *self.shape), torch.zeros(1))))*self.evaluations
         return training, sample, training*self.images + sample*self.samples
 
 # %% ../nbs/library/13_recipes.ipynb #30cfe9e0
@@ -107,7 +110,7 @@ def cost_row(name, done, paper, folder, rate=None):
     `rate`: training images per second where it was measured otherwise than by the training itself."""
     (training, sample, total), rate = done.flops(), rate or measured_rate(folder)
     full = paper.flops()[2]
-    return {"network": name, "parameters": parameter_count(done.recipe.modules["network"]), "GFLOP/image trained": training/1e9,
+    return {"network": name, "parameters": parameter_count(next(iter(done.recipe.modules.values()))), "GFLOP/image trained": training/1e9,
             "GFLOP/sample": sample/1e9, "images trained": done.images, "samples": done.samples, "TFLOP in all": total/1e12,
             "images/s here": rate, "in full: images": paper.images, "in full: samples": paper.samples, "in full: PFLOP": full/1e15,
             "in full: hours at this speed": full/(rate*training)/3600 if rate else None}
