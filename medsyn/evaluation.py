@@ -183,6 +183,7 @@ def evaluate(real, fake, train=None, paired=False, masks=None, out="runs", name=
     write_json(folder/"finished.json", {"fingerprint": mark})
     return folder
 
+# %% ../nbs/library/32_evaluate.ipynb #d692142d
 def _fingerprint(sets, paired, seed, extractors):
     "A SHA-256 over all images, the options, medsyn's code and the extractors at hand."
     digests = [images and images.digest for images in (sets.real, sets.fake, sets.train)]

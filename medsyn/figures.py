@@ -296,13 +296,13 @@ def _store(folder, id, png, numbers):
     for name, content in zip(files.values(), (png, numbers), strict=True): write_atomic(folder/name, content)
     return files
 
-# %% ../nbs/library/28_figures.ipynb #18a1ffce
+# %% ../nbs/library/28_figures.ipynb #020dbbf0
 PRIVATE = "Not to be shown to others: the licence of the real images does not allow it."
 WITHHELD = "Withheld here: the licence of the real images does not allow showing them. Run the notebook to draw it."
 
+# %% ../nbs/library/28_figures.ipynb #18a1ffce
 class Figures:
     """The figures of one run: `folder/figures/*.png` with `folder/tables/*.csv`. `stamp` (scale, data, seed) is drawn under each.
-
     `may_show`: whether the licence allows showing the real images to others; if not, figures of them are drawn here but marked."""
     def __init__(self, folder, stamp, may_show=True):
         self.folder, self.stamp, self.may_show, self.kept = Path(folder), stamp, may_show, {}
@@ -315,17 +315,15 @@ class Figures:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", id): raise ValueError(f"figure id {id!r}: expected lower-case letters, digits, - and _")
         numbers, alt = csv_bytes(table), alt or f"{title}. {note}".strip()
         picture = pixels(draw if isinstance(draw, Figure) else drawn(draw, panels, height))
-        private = real and not self.may_show
-        details = ["Schematic: drawn by rule, not measured." if schematic else "", note, f"Rebuilds {of}." if of else "",
-                   PRIVATE if private else "", self.stamp]
+        private, rule = real and not self.may_show, "Schematic: drawn by rule, not measured."
+        details = [rule*schematic, note, f"Rebuilds {of}." if of else "", PRIVATE*private, self.stamp]
         png = captioned_png(picture, title, details, alt, chart=not isinstance(draw, Figure))
         self.kept[id] = {"id": id, "title": title, **_store(self.folder, id, png, numbers), "of": of, "schematic": schematic}
         return on_screen(png, picture.shape[1]*5//8, alt, private)
 
     def montage(self, id, title, rows, columns=None, of="", note="", schematic=False, real=False):
         """Rows of images, name -> uint8 (n, 1 or 3, h, w), as one picture shown from 0 to 255; returns it.
-        `columns`: images a line (default up to 16), or headings; `real`: there are real images among them. `ValueError` for other types,
-        empty rows, several sizes.
+        `columns`: images a line (default up to 16), or headings; `real`: some are. `ValueError` for other types, empty rows, several sizes.
         """
         figure, display, words, table = montage_figure(rows, columns)
         return self.save(id, title, figure, table, of, f"{note} {display}".strip(), schematic, f"{title}. {words}", real=real)
