@@ -44,7 +44,7 @@ def from_mapping(kind, values, where):
 # %% ../nbs/library/02_manifests.ipynb #2b7afa55
 @dataclass(frozen=True)
 class File:
-    "One file of a data set: its `path` below the data folder and, as far as known, its address, size and checksums."
+    "One file of a data set: its `path` below the data folder and, as far as known, its address, size and checksums. A folder ends in /."
     path: str
     url: str = None
     bytes: int = None
@@ -55,6 +55,11 @@ class File:
     def checksum(self):
         "(algorithm, hexadecimal digest) of the strongest checksum known, or (`sha256`, None)."
         return ("md5", self.md5) if self.md5 and not self.sha256 else ("sha256", self.sha256)
+
+    def found(self, folder):
+        "Whether it is there, below `folder`."
+        path = Path(folder)/self.path
+        return path.is_dir() if self.path.endswith("/") else path.is_file()
 
 # %% ../nbs/library/02_manifests.ipynb #d1a1c0d2
 LEAKS = ("exact", "near", "row", "patients")
@@ -140,6 +145,7 @@ def _problem(manifest):
         return "kaggle: handle must be pinned, as in OWNER/NAME/versions/3"
     for file in manifest.files:
         if not is_inside(file.path): return f"the path {file.path!r} would leave the data folder"
+        if file.path.endswith("/") and file != File(file.path): return f"{file.path}: a folder has no url, size or checksum"
         if manifest.access == "open" and not (re.match("https?://", file.url or "") and file.checksum[1]):
             return f"{file.path}: an open file needs an http(s) url and an md5 or sha256 checksum"
 
@@ -181,7 +187,7 @@ def places(manifest, base):
 
 def holds(manifest, folder):
     "Whether every file of `manifest` is in `folder`."
-    return all((folder/file.path).is_file() for file in manifest.files)
+    return all(file.found(folder) for file in manifest.files)
 
 def _all_places(manifest, root=None):
     found = [place for base in data_roots(root) for place in places(manifest, base)]
@@ -207,8 +213,8 @@ def locate(manifest, root=None):
     folders = _all_places(manifest, root)
     for folder in folders:
         if holds(manifest, folder): return folder
-    nearly = max(folders, key=lambda folder: sum((folder/file.path).is_file() for file in manifest.files))
-    missing = next(file.path for file in manifest.files if not (nearly/file.path).is_file())
+    nearly = max(folders, key=lambda folder: sum(file.found(folder) for file in manifest.files))
+    missing = next(file.path for file in manifest.files if not file.found(nearly))
     searched = ", ".join(str(folder) for folder in data_roots(root))
     raise FileNotFoundError(f"{manifest.name}: {missing} was not found below {searched}; {_how_to_get(manifest)}")
 
@@ -223,6 +229,7 @@ def remembered_digest(path, algorithm="sha256"):
 
 def _state(file, path, digest=remembered_digest):
     "(state, detail) of `path`, which ought to be `file`."
+    if file.path.endswith("/"): return ("ok", "a folder, no checksum is known") if path.is_dir() else ("missing", str(path))
     if not path.is_file(): return "missing", str(path)
     size = path.stat().st_size
     if file.bytes and size < file.bytes: return "truncated", f"{size} of {file.bytes} bytes"
@@ -246,7 +253,7 @@ def check(manifest, root=None):
     "Rows (file, state, detail) for every file; states are ok, missing, truncated, wrong size and wrong checksum."
     if not manifest.files: return [(manifest.name, "ok", "drawn when needed")]
     folders = _all_places(manifest, root)
-    def found(file): return next((folder/file.path for folder in folders if (folder/file.path).is_file()), folders[0]/file.path)
+    def found(file): return next((folder/file.path for folder in folders if file.found(folder)), folders[0]/file.path)
     return [(file.path, *_state(file, found(file), file_digest)) for file in manifest.files]
 
 # %% ../nbs/library/02_manifests.ipynb #149c2446
