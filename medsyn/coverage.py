@@ -95,7 +95,7 @@ def _tables(real, fakes, k):
 def _bounded(estimate, name):
     "The estimate with an interval that ends where the metric does."
     top = np.inf if name == "density" else 1.0
-    return replace(estimate, low=max(estimate.low, 0.0), high=min(max(estimate.high, 0.0), top))
+    return replace(estimate, low=min(max(estimate.low, 0.0), top), high=min(max(estimate.high, 0.0), top))
 
 def precision_recall(real, fake, k=5, resamples=RESAMPLES, seed=0, groups=None):
     """Precision, recall, density and coverage of fake (m, d) against real (n, d) features: a dictionary of `Estimate`s, shares of 1.

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def training_flops(recipe, shape, labels=False):
     "Floating-point operations per image of one training step of `recipe`, on images of `shape` (c, h, w)."
     trial = copy.deepcopy(recipe)
     for module in trial.modules.values(): module.cpu().train()
-    for optimiser in trial.optimisers.values(): optimiser.state.clear()  # they belong to the device of the training
+    trial.optimisers = {name: torch.optim.SGD(optimiser.param_groups, lr=0.0) for name, optimiser in trial.optimisers.items()}
     trial.minimise = _Minimiser(trial, torch.device("cpu"), lambda parameters: None)
     batch = Batch(torch.zeros(2, *shape), torch.zeros(2, dtype=torch.long) if labels else None)
     with counting_flops() as counter: trial.step(batch, 0, Draw(0).rows(range(2)))
@@ -98,6 +98,11 @@ class Work:
 
     def flops(self):
         "Floating-point operations of (one training image, one sample, all of it)."
+        return self._counted
+
+    @cached_property
+    def _counted(self):
+        # once: a large network takes seconds
         network = copy.deepcopy(next(iter(self.recipe.modules.values()))).cpu().eval()
         training = training_flops(self.recipe, self.shape, labels=True)
         sample = forward_flops(network, *(self.inputs or (torch.zeros(1, *self.shape), torch.zeros(1))))*self.evaluations

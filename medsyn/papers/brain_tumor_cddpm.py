@@ -7,7 +7,7 @@ __all__ = ['REPORTED', 'EPOCHS', 'EPOCH', 'PROTOCOLS', 'CLAIMS', 'NETWORKS', 'FI
            'RELEASED', 'OURS', 'VARIANTS', 'open_slices', 'two_classes', 'open_all_preparations', 'ddpm', 'wgan',
            'medsyn', 'validate_as_released', 'Variant', 'ablation_variants', 'load_generator']
 
-# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #630dd24a
+# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #07041504
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +18,7 @@ import torch
 
 from ..adversarial import WassersteinRecipe, adversarial_generator
 from ..blocks import Condition
-from ..datasets import ImageSet, Resize, open_images
+from ..datasets import Resize, open_images
 from ..diffusion import Denoiser, Guided, diffusion_loss, linear_schedule
 from ..generation import device_of
 from .brain_tumor_cddpm_networks import Critic, Generator, LabelUNet
@@ -67,8 +67,8 @@ REPORTED = {
 }
 EPOCHS, EPOCH = 10*np.arange(60), 2_880    # which epochs these are; images of an epoch, 45 batches of 64
 
-# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #09daa8e4
-_FID = "2,900 generated against 2,900 training images in random flips, bytes wrapped (255 x of [-1, 1], cast), TensorFlow-1 bilinear resize to 299; {}"
+# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #1ecf14a0
+_FID = "2,900 generated against 2,900 training images in random flips, bytes wrapped (255 x of [-1, 1], cast), TF-1 bilinear to 299; {}"
 _IS = "2,900 generated images dimmed (255 x of [-1, 1], clamped), ten parts, mean and sd of the parts; {}"
 _MIXED = "the sampling loop leaves one class of two"
 PROTOCOLS = {
@@ -83,7 +83,7 @@ PROTOCOLS = {
     "chart": "numbers of the published control chart, redrawn from its rule (simulated in the original)",
 }
 
-# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #f6c5de2d
+# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #11d6f7e4
 _SCORES = (
     # id             metric  value                spread    protocol   features           where                                  status
     ("exp1-fid",     "fid",  320,                 None,     "exp1",  "inception-2048",    "qualitative figure, panel a",         "read"),
@@ -98,33 +98,36 @@ _SCORES = (
 )
 _LOSSES = tuple((f"exp{n}-{split}-loss", mean, spread, split) for n, split, mean, spread in (
     (2, "train", 0.01136, 0.00076), (2, "val", 0.01185, 0.00158), (3, "train", 0.01012, 0.00081), (3, "val", 0.01017, 0.00213)))
+
+# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #8862874b
 _COUNTS = (
-    # id                        metric          unit  value         protocol   where                                              status
-    ("label-parameters",        "parameters",   "",   62_720_067,   "code",    "layers of the network with labels",               "inferred"),
-    ("unlabelled-parameters",   "parameters",   "",   62_714_307,   "code",    "the same network without the label path",         "inferred"),
-    ("generator-parameters",    "parameters",   "",   1_066_880,    "code",    "printed structure of the scored generator",       "inferred"),
-    ("critic-parameters",       "parameters",   "",   134_721,      "code",    "layers of the critic, one channel",               "inferred"),
-    ("exp2-alpha-bar",          "alpha-bar",    "",   4.04e-5,      "code",    "linear schedule to 0.02, last of 1,000",          "inferred"),
-    ("exp3-alpha-bar",          "alpha-bar",    "",   1.49e-9,      "code",    "linear schedule to 0.04, last of 1,000",          "inferred"),
-    ("steps",                   "training steps", "", 27_000,       "code",    "45 batches an epoch, 600 epochs",                 "inferred"),
-    ("wgan-generator-steps",    "training steps", "", 4_500,        "code",    "45 batches an epoch, 100 epochs configured",      "inferred"),
-    ("wgan-critic-steps",       "training steps", "", 22_500,       "code",    "five for each of the generator's",                "inferred"),
-    ("chart-accepted",          "samples",      "",   69,           "chart",   "control chart",                                   "read"),
-    ("chart-rejected",          "samples",      "",   31,           "chart",   "control chart",                                   "read"),
-    ("chart-fid-mean",          "fid",          "",   56.9,         "chart",   "control chart, dashed line",                      "read"),
-    ("chart-fid-low",           "fid",          "",   52.1,         "chart",   "control chart, lower limit",                      "read"),
-    ("chart-fid-high",          "fid",          "",   61.7,         "chart",   "control chart, upper limit",                      "read"),
-    ("chart-is-mean",           "is",           "",   3.34,         "chart",   "control chart, dashed line",                      "read"),
+    # id                       metric            unit value        protocol  where                                               status
+    ("label-parameters",        "parameters",     "",  62_720_067,  "code",   "layers of the network with labels",                "inferred"),
+    ("unlabelled-parameters",   "parameters",     "",  62_714_307,  "code",   "the same network without the label path",          "inferred"),
+    ("generator-parameters",    "parameters",     "",  1_066_880,   "code",   "printed structure of the scored generator",        "inferred"),
+    ("critic-parameters",       "parameters",     "",  134_721,     "code",   "layers of the critic, one channel",                "inferred"),
+    ("exp2-alpha-bar",          "alpha-bar",      "",  4.04e-5,     "code",   "linear schedule to 0.02, last of 1,000",           "inferred"),
+    ("exp3-alpha-bar",          "alpha-bar",      "",  1.49e-9,     "code",   "linear schedule to 0.04, last of 1,000",           "inferred"),
+    ("steps",                   "training steps", "",  27_000,      "code",   "45 batches an epoch, 600 epochs",                  "inferred"),
+    ("wgan-generator-steps",    "training steps", "",  4_500,       "code",   "45 batches an epoch, 100 epochs configured",       "inferred"),
+    ("wgan-critic-steps",       "training steps", "",  22_500,      "code",   "five for each of the generator's",                 "inferred"),
+    ("chart-accepted",          "samples",        "",  69,          "chart",  "control chart",                                    "read"),
+    ("chart-rejected",          "samples",        "",  31,          "chart",  "control chart",                                    "read"),
+    ("chart-fid-mean",          "fid",            "",  56.9,        "chart",  "control chart, dashed line",                       "read"),
+    ("chart-fid-low",           "fid",            "",  52.1,        "chart",  "control chart, lower limit",                       "read"),
+    ("chart-fid-high",          "fid",            "",  61.7,        "chart",  "control chart, upper limit",                       "read"),
+    ("chart-is-mean",           "is",             "",  3.34,        "chart",  "control chart, dashed line",                       "read"),
 )
 _LENGTHS = (("raw-train-images", 2_942), ("raw-test-images", 197), ("prepared-train-images", 2_930), ("prepared-test-images", 197))
 
-# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #a5674d5f
+# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #1a653875
 def _claims_of_the_original():
     "Every number that the original reports, as `Claim`s by id."
     scores = [Claim(id, metric, "", value, spread, (_FID if metric == "fid" else _IS).format(PROTOCOLS[protocol]), features,
                     "lower" if metric == "fid" else "higher", where, status, widens=False)      # the +- is the scatter between parts
               for id, metric, value, spread, protocol, features, where, status in _SCORES]
-    losses = [Claim(id, "loss", "", mean, spread, PROTOCOLS[split], "", "lower", "printed log", "inferred") for id, mean, spread, split in _LOSSES]
+    losses = [Claim(id, "loss", "", mean, spread, PROTOCOLS[split], "", "lower", "printed log", "inferred") for id, mean, spread,
+              split in _LOSSES]
     counts = [Claim(id, metric, unit, value, None, PROTOCOLS[protocol], "", "equal", where, status, data_free=True)
               for id, metric, unit, value, protocol, where, status in _COUNTS]
     lengths = [Claim(id, "images", "", value, None, PROTOCOLS["printed"], "", "equal", "printed lengths", "read") for id, value in _LENGTHS]
@@ -135,13 +138,15 @@ CLAIMS = _claims_of_the_original()
 # %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #3b3ec2cb
 NETWORKS = {"label": LabelUNet, "unlabelled": partial(LabelUNet, labels=False), "generator": Generator, "critic": Critic}
 
-# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #8495a4ea
+# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #ee5032d7
 _NOT_OURS = "shows one patient's picture, which is not at hand; the same steps on other slices"
 _BY_HAND = "put together by hand from several runs; rebuilt from one run, nothing chosen"
 FIGURES = {key: Figure(key, title, of, state, why) for key, title, of, state, why in (
-    ("F1",  "Framework",                                        "framework diagram",                 "schematic", "a diagram of ideas, without data"),
+    ("F1",  "Framework",                                        "framework diagram",                 "schematic",
+     "a diagram of ideas, without data"),
     ("F2",  "Three panels of generated slices",                 "qualitative comparison",            "rebuilt",   _BY_HAND),
-    ("F3",  "Control chart of 100 samples",                     "quality-control chart",             "schematic", "its values are simulated; redrawn by rule"),
+    ("F3",  "Control chart of 100 samples",                     "quality-control chart",             "schematic",
+     "its values are simulated; redrawn by rule"),
     ("F4",  "One slice before tilt correction",                 "pre-processing notebook",           "rebuilt",   _NOT_OURS),
     ("F5",  "The same slice after it",                          "pre-processing notebook",           "rebuilt",   _NOT_OURS),
     ("F6",  "One training tile",                                "notebook of experiment 2",          "rebuilt",   ""),
@@ -195,19 +200,19 @@ def open_all_preparations(source):
     return replace(sets[0], images=images, labels=labels, splits=splits, patients=None, slices=None, cases=None, masks=None,
                    name=f"{sets[0].name}, all preparations", digest="")
 
-# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #dc451cb7
+# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #c9361ca4
 SCALES = {                 #  smoke                laptop                     gpu                          paper
     "widths":               ((4, 8, 16, 32, 64),   (16, 32, 64, 128, 256),    (64, 128, 256, 512, 1024),   (64, 128, 256, 512, 1024)),
-    "images":               (1_280,                57_600,                    288_000,                     1_728_000),
-    "keep":                 (640,                  14_400,                    72_000,                      144_000),
+    "images":               (640,                  57_600,                    288_000,                     1_728_000),
+    "keep":                 (320,                  14_400,                    72_000,                      144_000),
     "followed":             ((1, 2),               (1, 2, 4),                 (1, 2, 4),                   (1, 2, 4, 8, 12)),
     "follow":               (20,                   200,                       500,                         1_000),
     "evaluations":          (10,                   100,                       250,                         1_000),
     "samples":              (40,                   400,                       1_000,                       2_900),
     "gan_channels":         ((32, 16, 8),          (256, 128, 64),            (256, 128, 64),              (256, 128, 64)),
     "critic_channels":      ((8, 16),              (64, 128),                 (64, 128),                   (64, 128)),
-    "gan_images":           (1_280,                86_400,                    288_000,                     288_000),
-    "gan_keep":             (640,                  21_600,                    72_000,                      72_000),
+    "gan_images":           (640,                  86_400,                    288_000,                     288_000),
+    "gan_keep":             (320,                  21_600,                    72_000,                      72_000),
     "gan_followed":         ((1, 2),               (1, 2, 4),                 (1, 2, 4),                   (1, 2, 4)),
     "ablation_widths":      ((4, 8, 16, 32, 64),   (16, 32, 64, 128, 256),    (32, 64, 128, 256, 512),     (64, 128, 256, 512, 1024)),
     "ablation_images":      (320,                  14_400,                    72_000,                      288_000),
@@ -222,7 +227,8 @@ SCALES = {                 #  smoke                laptop                     gp
     "medsyn_evaluations":   (10,                   50,                        100,                         100),
     "medsyn_samples":       (40,                   400,                       2_000,                       2_900),
     "medsyn_precision":     ("fp32",               "bf16",                    "bf16",                      "bf16"),
-    "ablation_preparations": (("raw", "meant"),    ("raw", "released", "meant"), ("raw", "released", "meant"), ("raw", "released", "meant")),
+    "ablation_preparations": (("raw", "meant"),    ("raw", "released", "meant"), ("raw", "released", "meant"),
+                              ("raw", "released", "meant")),
     "guidance":             (2.0,                  2.0,                       2.0,                         2.0),
     "guidance_scales":      ((1.0, 3.0),           (0.5, 1.0, 2.0, 3.0, 5.0), (0.5, 1.0, 2.0, 3.0, 5.0),   (0.5, 1.0, 2.0, 3.0, 5.0)),
     "guidance_samples":     (20,                   200,                       1_000,                       1_000),
@@ -231,7 +237,7 @@ SCALES = {                 #  smoke                laptop                     gp
     "rate_slices":          (0,                    3,                         3,                           3),
     "classes":              (4,                    4,                         4,                           4),
     "inception_dim":        (0,                    768,                       2048,                        2048),
-    "extractor_images":     (3_200,                60_000,                    120_000,                     120_000),
+    "extractor_images":     (12_800,               80_000,                    120_000,                     120_000),
     "utility_images":       (640,                  24_000,                    60_000,                      60_000),
     "audit_images":         (40,                   140,                       500,                         500),
     "resamples":            (50,                   200,                       200,                         200),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['THRESHOLD', 'SMALLEST', 'LARGEST', 'WINDOW', 'LUMA', 'LEAST_SIDE', 'STRENGTH', 'PATCH', 'SEARCH', 'CORNER', 'EDGE',
-           'FULL', 'ROUNDS', 'LIMIT', 'ROUND', 'CUT', 'UPRIGHT', 'ROUND_HEAD', 'STEEP', 'CUT_HEAD', 'IS_UPRIGHT',
+           'FULL', 'SPECK', 'LIMIT', 'ROUND', 'CUT', 'UPRIGHT', 'ROUND_HEAD', 'STEEP', 'CUT_HEAD', 'IS_UPRIGHT',
            'NO_HEAD', 'MARGIN', 'PLAUSIBLE', 'segment_as_released', 'contour_share', 'crop_as_released',
            'crop_as_meant', 'ellipse_as_released', 'tilt_as_released', 'recompressed', 'prepare_as_released',
            'grey_slice', 'denoise', 'background_level', 'frame_width', 'head_mask', 'mask_tilt', 'border_share',
@@ -52,11 +52,11 @@ def crop_as_meant(image):
     left, top, width, height = cv2.boundingRect(contour)
     return image[top:top + height - 1, left:left + width - 1].copy()
 
-# %% ../../nbs/papers/brain_tumor_cddpm/preprocessing.ipynb #5028120b
+# %% ../../nbs/papers/brain_tumor_cddpm/preprocessing.ipynb #92ffa58b
 LARGEST = 0.82
 
 def ellipse_as_released(image):
-    """((x, y), degrees): centre and counter-clockwise turn, in (-90, 90], of the released tilt correction of a uint8 image (h, w) or (h, w, 3).
+    """((x, y), degrees): centre and counter-clockwise turn, in (-90, 90], of the released tilt correction; `image` as for segmenting.
 
     None where it leaves the image alone: an outline of less than 0.4 or more than 0.82 of the image."""
     contour = segment_as_released(image)
@@ -122,15 +122,15 @@ def grey_slice(image):
         values = 255*(values - low)/max(high - low, np.finfo(np.float32).tiny)
     return np.rint(values.clip(0, 255)).astype(np.uint8)
 
-# %% ../../nbs/papers/brain_tumor_cddpm/preprocessing.ipynb #b662abe5
+# %% ../../nbs/papers/brain_tumor_cddpm/preprocessing.ipynb #0643b687
 STRENGTH, PATCH, SEARCH = 5, 5, 11
 
 def denoise(image):
-    "A uint8 slice (h, w) after non-local means (Buades et al. 2005): patches of 5x5 in a window of 11x11, strength 5 grey levels; same shape."
+    "A uint8 slice (h, w) after non-local means (Buades et al. 2005): 5x5 patches, 11x11 window, strength 5 grey levels; same shape."
     return cv2.fastNlMeansDenoising(image, None, STRENGTH, PATCH, SEARCH)
 
-# %% ../../nbs/papers/brain_tumor_cddpm/preprocessing.ipynb #709a3c0c
-CORNER, EDGE, FULL, ROUNDS = 8, 16, 0.95, 3     # 1/8 of a side is a corner, 1/16 an edge; a line 95% full is a frame; 3 erosions, dilations
+# %% ../../nbs/papers/brain_tumor_cddpm/preprocessing.ipynb #f59218ae
+CORNER, EDGE, FULL, SPECK = 8, 16, 0.95, 64     # parts of a side: corner 1/8, edge 1/16, speck 1/64; a line is a frame if 95% of it is full
 
 def background_level(image):
     "The grey level of the air in a uint8 slice (h, w): the median of the flattest corner."
@@ -152,24 +152,24 @@ def _inside(shape, frame):
     "The slices (rows, columns) of an image of this shape inside a frame."
     return slice(frame[0], shape[0] - frame[1]), slice(frame[2], shape[1] - frame[3])
 
-# %% ../../nbs/papers/brain_tumor_cddpm/preprocessing.ipynb #1f971c09
+# %% ../../nbs/papers/brain_tumor_cddpm/preprocessing.ipynb #596eeb79
 def _largest_filled(mask):
-    "The largest connected piece of a uint8 mask, without holes: bool (h, w), all False if there is none."
-    count, pieces, facts, _ = cv2.connectedComponentsWithStats(mask)
-    if count < 2: return np.zeros(mask.shape, bool)
-    piece = (pieces == 1 + facts[1:, cv2.CC_STAT_AREA].argmax()).astype(np.uint8)
-    contours = cv2.findContours(piece, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
-    return cv2.drawContours(piece, contours, -1, 1, cv2.FILLED).astype(bool)
+    "The piece of a uint8 mask with the largest outline, without holes: bool (h, w), all False if there is none."
+    contours = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+    filled = np.zeros(mask.shape, np.uint8)
+    if contours: cv2.drawContours(filled, [max(contours, key=cv2.contourArea)], -1, 1, cv2.FILLED)
+    return filled.astype(bool)
 
 def head_mask(image):
-    "(mask bool (h, w), frame (top, bottom, left, right) in pixels) of a uint8 slice (h, w): the head without holes, all False if there is none."
+    "Of a uint8 slice (h, w): (mask bool (h, w) of the head without holes, all False if there is none; frame (top, bottom, left, right))."
     distance = np.abs(image.astype(np.float32) - background_level(image)).astype(np.uint8)
     distance = cv2.GaussianBlur(distance, (5, 5), 0)
     different = distance > cv2.threshold(distance, 0, 255, cv2.THRESH_OTSU)[0]/2
     frame = frame_width(different)
     kept = np.zeros(image.shape, np.uint8)
     kept[_inside(image.shape, frame)] = different[_inside(image.shape, frame)]
-    for action in (cv2.MORPH_CLOSE, cv2.MORPH_OPEN): kept = cv2.morphologyEx(kept, action, np.ones((3, 3), np.uint8), iterations=ROUNDS)
+    rounds = max(min(image.shape)//SPECK, 1)
+    for action in (cv2.MORPH_CLOSE, cv2.MORPH_OPEN): kept = cv2.morphologyEx(kept, action, np.ones((3, 3), np.uint8), iterations=rounds)
     return _largest_filled(kept), frame
 
 # %% ../../nbs/papers/brain_tumor_cddpm/preprocessing.ipynb #0d465fe3
