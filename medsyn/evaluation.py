@@ -59,7 +59,10 @@ def distribution_scores(extractor, real, fake, score=Score, seed=0):
     """The distances and shares of `fake` against `real` images in one feature space: a list of `Score`s.
 
     Images: uint8 (n, c, h, w), `SampleSet` or `ImageSet`. `score`: `Score` with the fields that all have in common filled in."""
-    x, y = features_of(extractor, real), features_of(extractor, fake)
+    return _scores_of(extractor, features_of(extractor, real), features_of(extractor, fake), score, seed)
+
+def _scores_of(extractor, x, y, score, seed):
+    "The scores of features (n, d) and (m, d)."
     about = getattr(extractor, "about", extractor.name)
     make = partial(score, features=extractor.name, n_real=len(x), n_fake=len(y), protocol=f"{about}; 8 bits, all images")
     enough = min(len(x), len(y)) > extractor.dim
@@ -80,9 +83,9 @@ def _halves(n, seed):
 
 def floor_scores(extractor, real, score=Score, seed=0):
     "The scores of one random half of the real images against the other, in the same fields; their sub-group is \"real against real\"."
-    images = eight_bit(real)
-    halves = (images[rows] for rows in _halves(len(images), seed))
-    return distribution_scores(extractor, *halves, partial(score, subgroup=FLOOR), seed)
+    features = features_of(extractor, real)
+    halves = (features[rows] for rows in _halves(len(features), seed))
+    return _scores_of(extractor, *halves, partial(score, subgroup=FLOOR), seed)
 
 # %% ../nbs/library/32_evaluate.ipynb #95d34da4
 def class_scores(extractor, real, fake, score=Score, seed=0):
