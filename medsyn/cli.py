@@ -184,8 +184,11 @@ def report(out):
     click.echo(f"report: {write_report(Path(out))}")
 
 # %% ../nbs/library/33_cli.ipynb #0617c059
-def _class_condition(denoiser, variant, n, label):
-    classes = next((module.classes for module in denoiser.modules() if hasattr(module, "classes")), 0)
+def _class_condition(generator, variant, n, label):
+    "The class wanted for each of n samples, or without a label the classes in turn; None for a variant without classes."
+    network = getattr(generator, "denoiser", None) or generator.network
+    classes = next((module.classes for module in network.modules() if hasattr(module, "classes")), 0)
+    if label is None: return Condition(labels=torch.arange(n) % classes) if classes else None
     if not 0 <= label < classes:
         takes = f"takes labels 0 to {classes - 1}" if classes else "takes no labels"
         raise ValueError(f"--label {label}: {variant} {takes}; choose another --label or --variant")
@@ -197,7 +200,7 @@ def sample_run(run, n=64, out=None, variant="medsyn", seed=None, device="auto", 
 
     Writes samples.npz (raw float32) and one PNG each to `out` (default: drawn/VARIANT in the run folder), over what was drawn there before.
     `seed` (default: the run's) keys the noise: sample i is the i-th sample of the run's own notebook, on the same kind of device.
-    `label`: the number of the class wanted, for a class-conditional variant. `ValueError` if there is no such class or it takes none."""
+    `label`: the class wanted of a class-conditional variant, a number; without, all in turn. `ValueError` for one it does not know."""
     if n < 1: raise ValueError(f"--n is {n}: expected at least 1 sample")
     if not (Path(run)/"provenance.json").exists():
         raise FileNotFoundError(f"{run} is no run folder: expected one that `medsyn run` made, such as runs/PAPER/SCALE-DATA")
@@ -207,7 +210,7 @@ def sample_run(run, n=64, out=None, variant="medsyn", seed=None, device="auto", 
     settings = scale_settings(module.SCALES, parameters["scale"], parameters["settings"])
     first, out = parameters["seeds"][0], Path(out or Path(run)/"drawn"/variant)
     generator = module.load_generator(run, settings, variant, first, device)
-    condition = None if label is None else _class_condition(generator.denoiser, variant, n, label)
+    condition = _class_condition(generator, variant, n, label)
     samples = generator.generate(range(n), condition, Draw(first if seed is None else seed, device))
     for old in out.glob("[0-9]" * 5 + ".png"): old.unlink()
     samples.save(Path(out)/"samples.npz")
@@ -219,7 +222,7 @@ def sample_run(run, n=64, out=None, variant="medsyn", seed=None, device="auto", 
 @click.option("--n", default=64, show_default=True, help="How many.")
 @click.option("--out", default=None, help="Folder for samples.npz and the PNGs (default: drawn/VARIANT in RUN).")
 @click.option("--variant", default="medsyn", show_default=True, help="Which of the paper's networks.")
-@click.option("--label", type=int, default=None, help="Number of the class wanted, for a class-conditional variant.")
+@click.option("--label", type=int, default=None, help="Number of the class wanted, for a class-conditional variant (default: all in turn).")
 @click.option("--seed", type=int, default=None, help="Key of the noise (default: the run's first seed).")
 @click.option("--device", default="auto", show_default=True)
 def sample(run_folder, n, out, variant, label, seed, device):

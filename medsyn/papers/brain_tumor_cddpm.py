@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['REPORTED', 'EPOCHS', 'EPOCH', 'PROTOCOLS', 'CLAIMS', 'NETWORKS', 'FIGURES', 'DATA', 'SIDE', 'PREPARATIONS',
-           'ALL_THREE', 'SCALES', 'RELEASED', 'OURS', 'VARIANTS', 'open_slices', 'two_classes', 'open_all_preparations',
-           'ddpm', 'wgan', 'medsyn', 'validate_as_released', 'Variant', 'ablation_variants', 'load_generator']
+           'ALL_THREE', 'SCALES', 'RELEASED', 'OURS', 'VARIANTS', 'CHECKPOINTS', 'open_slices', 'two_classes',
+           'open_all_preparations', 'ddpm', 'wgan', 'medsyn', 'validate_as_released', 'Variant', 'ablation_variants',
+           'load_generator']
 
-# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #07041504
+# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #b8518790
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +24,7 @@ from ..diffusion import Denoiser, Guided, diffusion_loss, linear_schedule
 from ..generation import device_of
 from .brain_tumor_cddpm_networks import Critic, Generator, LabelUNet
 from .brain_tumor_cddpm_preprocessing import AsMeant, AsReleased
-from ..randomness import Draw, seeded
+from ..randomness import Draw, key, seeded
 from ..recipes import DiffusionRecipe, Work, diffusion_generator, house_recipe
 from ..results import Claim, Figure
 from ..runs import nearest
@@ -67,7 +68,7 @@ REPORTED = {
 }
 EPOCHS, EPOCH = 10*np.arange(60), 2_880    # which epochs these are; images of an epoch, 45 batches of 64
 
-# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #1ecf14a0
+# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #76f4d2f8
 _FID = "2,900 generated against 2,900 training images in random flips, bytes wrapped (255 x of [-1, 1], cast), TF-1 bilinear to 299; {}"
 _IS = "2,900 generated images dimmed (255 x of [-1, 1], clamped), ten parts, mean and sd of the parts; {}"
 _MIXED = "the sampling loop leaves one class of two"
@@ -80,7 +81,7 @@ PROTOCOLS = {
     "val": "the same on 192 test images in fresh noise, batch normalisation still in training mode; ten printed epochs 500 to 590",
     "code": "counted from the code",
     "printed": "lengths printed by the notebooks",
-    "chart": "numbers of the published control chart, redrawn from its rule (simulated in the original)",
+    "chart": "numbers of the published control chart, redrawn by the rule that its drawn values follow",
 }
 
 # %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #11d6f7e4
@@ -99,7 +100,7 @@ _SCORES = (
 _LOSSES = tuple((f"exp{n}-{split}-loss", mean, spread, split) for n, split, mean, spread in (
     (2, "train", 0.01136, 0.00076), (2, "val", 0.01185, 0.00158), (3, "train", 0.01012, 0.00081), (3, "val", 0.01017, 0.00213)))
 
-# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #23ee2b2c
+# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #79db90b6
 _COUNTS = (
     # id                       metric            unit value        protocol  where                                               status
     ("label-parameters",        "parameters",     "",  62_720_067,  "code",   "layers of the network with labels",              "inferred"),
@@ -116,6 +117,8 @@ _COUNTS = (
     ("chart-fid-mean",          "fid",            "",  56.9,        "chart",  "control chart, dashed line",                       "read"),
     ("chart-fid-low",           "fid",            "",  52.1,        "chart",  "control chart, lower limit",                       "read"),
     ("chart-fid-high",          "fid",            "",  61.7,        "chart",  "control chart, upper limit",                       "read"),
+    ("chart-is-low",            "is",             "",  2.06,        "chart",  "control chart, lower limit",                     "read"),
+    ("chart-is-high",           "is",             "",  4.62,        "chart",  "control chart, upper limit",                     "read"),
     ("chart-is-mean",           "is",             "",  3.34,        "chart",  "control chart, dashed line",                       "read"),
 )
 _LENGTHS = (("raw-train-images", 2_942), ("raw-test-images", 197), ("prepared-train-images", 2_930), ("prepared-test-images", 197))
@@ -138,12 +141,11 @@ CLAIMS = _claims_of_the_original()
 # %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #3b3ec2cb
 NETWORKS = {"label": LabelUNet, "unlabelled": partial(LabelUNet, labels=False), "generator": Generator, "critic": Critic}
 
-# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #ee5032d7
+# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #739b296b
 _NOT_OURS = "shows one patient's picture, which is not at hand; the same steps on other slices"
-_BY_HAND = "put together by hand from several runs; rebuilt from one run, nothing chosen"
+_BY_HAND = "its panels hold tiles of several sample grids; rebuilt from one run, nothing chosen"
 FIGURES = {key: Figure(key, title, of, state, why) for key, title, of, state, why in (
-    ("F1",  "Framework",                                        "framework diagram",                 "schematic",
-     "a diagram of ideas, without data"),
+    ("F1",  "Framework",                                        "framework diagram",                 "not rebuildable", "no data"),
     ("F2",  "Three panels of generated slices",                 "qualitative comparison",            "rebuilt",   _BY_HAND),
     ("F3",  "Control chart of 100 samples",                     "quality-control chart",             "schematic",
      "its values are simulated; redrawn by rule"),
@@ -158,7 +160,8 @@ FIGURES = {key: Figure(key, title, of, state, why) for key, title, of, state, wh
     ("F12", "Five by five samples of the GAN",                  "notebook of experiment 4",          "rebuilt",   ""),
     ("T1",  "Reported scores",                                  "figures and notebook outputs",      "rebuilt",   ""),
     ("T2",  "Losses by epoch",                                  "printed logs",                      "rebuilt",   ""),
-    ("T3",  "Lengths of the data sets",                         "notebook outputs",                  "rebuilt",   ""),
+    ("T3",  "Lengths of the data sets",                         "notebook outputs",                  "not rebuildable",
+     "needs its archive"),
 )}
 
 # %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #624ad236
@@ -242,11 +245,11 @@ SCALES = {                 #  smoke                laptop                     gp
     "resamples":            (50,                   200,                       200,                         200),
 }
 
-# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #7c6aa5c2
+# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #3cdd8e62
 def ddpm(settings, seed, name, labels=True, beta_end=0.02, timesteps=1000, ablation=False):
     "The recipe of one of the original's diffusion models at this scale, or, with `ablation`, of one of the ablation's."
     widths, images = (settings.ablation_widths, settings.ablation_images) if ablation else (settings.widths, settings.images)
-    with seeded(seed, f"initial weights of {name}"): network = LabelUNet(labels, widths)
+    with seeded(seed, "initial weights of the diffusion models"): network = LabelUNet(labels, widths)
     network = network.to(memory_format=torch.channels_last)   # a layout: the same numbers, faster on a CPU
     def told(batch, draw): return Condition(labels=batch.labels)
     return DiffusionRecipe(Denoiser(network, linear_schedule(timesteps, 1e-4, beta_end), "epsilon"), partial(torch.optim.Adam, lr=1e-3),
@@ -268,25 +271,26 @@ def medsyn(settings, seed, name):
     return house_recipe(name, seed, 1, settings.medsyn_widths, settings.medsyn_images, settings.medsyn_batch, settings.medsyn_precision,
                         settings.classes, mirror=True)
 
-# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #1fe3eda0
+# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #182871d4
 def validate_as_released(slices, seed=0, batches=3):
-    """A hook for `fit`: the loss on `batches` of 64 test images in fresh noise, in training mode, so that statistics move (hazard H10).
+    """A hook for `fit`: the loss on up to `batches` random batches of 64 test images, mirrored at random, in fresh noise, in training mode.
 
-    `slices`: an `ImageSet` with the split test; fewer images are taken where there are not so many."""
-    rows = slices.splits["test"][:64*batches]
+    So the statistics of batch normalisation learn from test images too, as they did (hazard H10). `slices`: an `ImageSet` with test."""
+    rows = slices.splits["test"]
     def hook(trained):
         recipe, losses, device = trained.recipe, [], device_of(trained.recipe.modules["network"])
         recipe.modules["network"].train()
-        for start in range(0, len(rows), 64):
-            part = rows[start:start + 64]
-            draw = Draw(seed, device, torch.arange(trained.n_images + start, trained.n_images + start + len(part)))
-            labels = torch.as_tensor(slices.labels[part], device=device)
-            condition = Condition(labels=labels) if recipe.condition else None
-            with torch.no_grad(): losses.append(diffusion_loss(recipe.denoiser, slices.tensor(part, device), draw, condition))
+        order = Draw(key(seed, "validation", trained.n_images)).permutation("test images", len(rows))[:64*batches]
+        for part in order.split(64):
+            draw = Draw(key(seed, "validation noise"), device, trained.n_images + part)
+            images, labels = slices.tensor(rows[part], device), torch.as_tensor(slices.labels[rows[part]], device=device)
+            images = torch.where(draw.uniform("mirror", 1, 1, 1) < 0.5, images.flip(3), images)
+            with torch.no_grad(): losses.append(diffusion_loss(recipe.denoiser, images, draw, Condition(labels=labels) if recipe.condition
+                                                               else None))
         return {"validation": float(torch.stack(losses).mean())}
     return hook
 
-# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #c16ef565
+# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #7cb823cd
 RELEASED = "ancestral, variance beta, unclipped", partial(ancestral, variance="beta")
 OURS = "ancestral, posterior variance, x0 clamped", partial(ancestral, variance="posterior", clamp="x0")
 
@@ -319,12 +323,12 @@ class Variant:
         denoiser, scale = recipe.denoiser_of(trained), (guidance or settings.guidance) if self.told == "all" else 1.0
         if scale != 1: denoiser = Guided(denoiser, scale, settings.classes)
         if timesteps is None:
-            evaluations = self.setting(settings, "evaluations")//getattr(denoiser, "evaluations", 1)
-            timesteps = spaced_timesteps(recipe.denoiser.schedule.timesteps, evaluations)
+            steps, most = self.setting(settings, "evaluations")//getattr(denoiser, "evaluations", 1), recipe.denoiser.schedule.timesteps
+            timesteps = spaced_timesteps(most, min(steps, most))
         made = diffusion_generator(recipe, trained, shape, self.name, sampler or self.sampler, timesteps, batch, denoiser)
         return replace(made, made_by=made.made_by | {"guidance": scale}) if self.told == "all" else made
 
-# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #37f79372
+# %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #bbe14d8a
 VARIANTS = {v.name: v for v in (
     Variant("exp1",       "Exp. 1: no label",            "raw",      partial(ddpm, labels=False), told="nothing"),
     Variant("exp1-short", "Exp. 1 with 300 steps",       "raw",      partial(ddpm, labels=False, timesteps=300), told="nothing"),
@@ -334,6 +338,8 @@ VARIANTS = {v.name: v for v in (
     Variant("wgan-label", "Conditional WGAN-GP",         "released", partial(wgan, labels=True), prefix="gan", channels=1, sampler=None),
     Variant("medsyn",     "medsyn",                      "meant",    medsyn, told="all", prefix="medsyn", channels=1, sampler=OURS),
 )}
+
+CHECKPOINTS = {"exp2": 430/600, "exp3": 460/600}    # the shares of their trainings after which the original samples them
 
 def ablation_variants(preparations):
     "The ablation's networks, by name: every one of the `preparations` with either schedule, with and without the label."
