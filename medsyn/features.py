@@ -53,15 +53,18 @@ class DomainClassifier(nn.Module):
     def forward(self, images): return self.scores(self.features(images))
 
 # %% ../nbs/library/17_features.ipynb #ad090fc9
-def flipped(images, chance):
-    "Images (n, c, h, w), mirrored left-right where `chance[:, 0]` and top-bottom where `chance[:, 1]` is below one half."
+def flipped(images, chance, flips=True):
+    """Images (n, c, h, w), mirrored left-right where `chance[:, 0]` and top-bottom where `chance[:, 1]` is below one half.
+
+    `flips`: True for both, "left-right" for the first alone, False for none. `ValueError` for anything else."""
+    if flips not in (True, False, "left-right"): raise ValueError(f"flips must be True, False or 'left-right', not {flips!r}")
     mirror = (chance < 0.5)[:, :, None, None, None]
-    images = torch.where(mirror[:, 0], images.flip(3), images)
-    return torch.where(mirror[:, 1], images.flip(2), images)
+    if flips: images = torch.where(mirror[:, 0], images.flip(3), images)
+    return torch.where(mirror[:, 1], images.flip(2), images) if flips is True else images
 
 # %% ../nbs/library/17_features.ipynb #89b6e1b0
 class ClassifierRecipe(Recipe):
-    "Trains a `DomainClassifier` with cross-entropy on labelled images. `flips`: mirrored images are as likely as the originals."
+    "Trains a `DomainClassifier` with cross-entropy on labelled images. `flips`: which mirror images are as likely, see `flipped`."
     def __init__(self, image_channels, classes, images, flips=False, learning_rate=1e-2, batch_size=32):
         images = max(images//batch_size, 1)*batch_size
         network = DomainClassifier(image_channels, classes)
@@ -74,7 +77,7 @@ class ClassifierRecipe(Recipe):
 
     def step(self, batch, n_images, draw): return {"loss": self.minimise("classifier", self.loss, batch, draw)}
     def loss(self, batch, draw):
-        images = flipped(batch.images, draw.uniform("flip", 2)) if self.flips else batch.images
+        images = flipped(batch.images, draw.uniform("flip", 2), self.flips)
         return F.cross_entropy(self.modules["classifier"](images), batch.labels)
 
 # %% ../nbs/library/17_features.ipynb #3a63bff1
@@ -109,7 +112,7 @@ def _resized(images, size):
 def train_domain_extractor(images, folder, seed=0, device="cpu", images_seen=100_000, flips=False):
     """The `DomainExtractor` of a classifier trained on the train split of an `ImageSet`; a finished training in `folder` is taken up.
 
-    `images_seen`: training images, repeats counted; `flips`: whether mirrored images are as likely as the originals.
+    `images_seen`: training images, repeats counted; `flips`: True, "left-right" or False, which mirror images are as likely.
     `ValueError` without labels of at least two classes.
     """
     classes = 0 if images.labels is None else max(len(images.label_names), int(images.labels.max()) + 1)
@@ -121,7 +124,7 @@ def train_domain_extractor(images, folder, seed=0, device="cpu", images_seen=100
     network = fit(recipe, images, folder, seed=seed, device=device).network("classifier")
     held_out = images.split("val")
     correct = _in_batches(network, eight_bit(held_out), device).argmax(1) == held_out.labels
-    accuracy = mean_interval(correct, seed=seed)
+    accuracy = mean_interval(correct, seed=seed, groups=held_out.patients)
     about = f"64 features of a classifier of {images.name} ({classes} classes, {recipe.images:,} images seen, accuracy {accuracy} on val)"
     return DomainExtractor(network, images.size, accuracy, about)
 

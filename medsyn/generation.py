@@ -134,7 +134,7 @@ class DiffusionGenerator:
 
         `draw` (default: seed 0) is on the denoiser's device; `on_step(t, x, prediction)` sees every step of every batch.
         `ValueError` without indices or if the condition's length differs."""
-        indices = torch.as_tensor(np.asarray(indices), dtype=torch.int64)
+        indices = torch.from_numpy(np.ascontiguousarray(indices, dtype=np.int64))
         if not len(indices): raise ValueError("cannot generate from an empty list of indices: give at least one")
         _check_lengths(condition, len(indices))
         draw = draw or Draw(0, device_of(self.denoiser))

@@ -12,7 +12,7 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +26,7 @@ from .diffusion import Denoiser, cosine_schedule, diffusion_loss
 from .generation import DiffusionGenerator, SampleSet, device_of
 from .intervals import Estimate
 from .randomness import Draw, seeded
-from .runs import array_digest
+from .runs import array_digest, read_json, write_json
 from .training import PRECISIONS, Batch, Recipe, _Minimiser, ema_half_life, fit, warm_up
 from .unet import UNet, counting_flops, forward_flops, parameter_count
 
@@ -194,10 +194,14 @@ def diffusion_generator(recipe, trained, shape, name, sampler, timesteps, batch_
     return DiffusionGenerator(denoiser, partial(function, timesteps=timesteps, **changes), shape, about, batch_size)
 
 # %% ../nbs/library/13_recipes.ipynb #f2db8f96
-def rates_in_turn(recipes, images, slices=3, seconds=10.0, device="cpu"):
+def rates_in_turn(recipes, images, slices=3, seconds=10.0, device="cpu", keep=None):
     """Images per second of several trainings on this machine now: {name: `Estimate`}, the median of `slices`, from slowest to fastest.
 
-    `recipes`, `images`: by name, what `fit` takes; the recipes' networks are trained a little by this and should be thrown away."""
+    `recipes`, `images`: by name, what `fit` takes; the recipes' networks are trained a little by this and should be thrown away.
+    `keep`: a JSON file; what it holds from an earlier call for the same names is returned instead, for runs that go on."""
+    if keep and Path(keep).exists():
+        kept = {name: Estimate(**fields) for name, fields in read_json(keep).items()}
+        if set(kept) == set(recipes): return kept
     rates = {name: [] for name in recipes}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(slices + 1):
@@ -205,7 +209,9 @@ def rates_in_turn(recipes, images, slices=3, seconds=10.0, device="cpu"):
                 recipe.images = 10**12
                 done = fit(recipe, images[name], Path(folder)/name, device=device, minutes=seconds/60)
                 rates[name].append((done.n_images, done.seconds - done.before))
-    return {name: _rate(rows) for name, rows in rates.items()}
+    rates = {name: _rate(rows) for name, rows in rates.items()}
+    if keep: write_json(keep, {name: asdict(rate) for name, rate in rates.items()})
+    return rates
 
 def _rate(rows):
     speeds = [(after - before)/seconds for (before, _), (after, seconds) in pairwise(rows)]

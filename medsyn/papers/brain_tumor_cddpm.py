@@ -195,34 +195,36 @@ def two_classes(slices):
 
 # %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #f61ca92d
 def open_all_preparations(source):
-    "All three preparations of a data source as one `ImageSet`, one after the other, for a judge of all."
+    "All three preparations of a data source as one `ImageSet`, one after the other, patients kept, for a judge of all."
     sets = [open_slices(source, preparation) for preparation in PREPARATIONS]
     starts = len(sets[0])*np.arange(len(sets))
     splits = {name: np.concatenate([start + s.splits[name] for start, s in zip(starts, sets, strict=True)]) for name in sets[0].splits}
     images, labels = (np.concatenate([getattr(s, part) for s in sets]) for part in ("images", "labels"))
-    return replace(sets[0], images=images, labels=labels, splits=splits, patients=None, slices=None, cases=None, masks=None,
+    patients = None if sets[0].patients is None else np.tile(sets[0].patients, len(sets))
+    return replace(sets[0], images=images, labels=labels, splits=splits, patients=patients, slices=None, cases=None, masks=None,
                    name=f"{sets[0].name}, all preparations", digest="")
 
 # %% ../../nbs/papers/brain_tumor_cddpm/model.ipynb #d369e20f
 ALL_THREE = ("raw", "released", "meant")
 SCALES = {                 #  smoke                laptop                     gpu                          paper
     "widths":               ((4, 8, 16, 32, 64),   (16, 32, 64, 128, 256),    (64, 128, 256, 512, 1024),   (64, 128, 256, 512, 1024)),
-    "images":               (640,                  57_600,                    288_000,                     1_728_000),
-    "keep":                 (320,                  14_400,                    72_000,                      144_000),
+    "images":               (640,                  43_200,                    288_000,                     1_728_000),
+    "keep":                 (320,                  10_800,                    72_000,                      144_000),
     "followed":             ((1, 2),               (1, 2, 4),                 (1, 2, 4),                   (1, 2, 4, 8, 12)),
     "follow":               (20,                   200,                       500,                         1_000),
-    "evaluations":          (10,                   100,                       250,                         1_000),
+    "evaluations":          (10,                   50,                        250,                         1_000),
     "samples":              (40,                   400,                       1_000,                       2_900),
     "gan_channels":         ((32, 16, 8),          (256, 128, 64),            (256, 128, 64),              (256, 128, 64)),
     "critic_channels":      ((8, 16),              (64, 128),                 (64, 128),                   (64, 128)),
-    "gan_images":           (640,                  86_400,                    288_000,                     288_000),
-    "gan_keep":             (320,                  21_600,                    72_000,                      72_000),
+    "gan_images":           (640,                  21_600,                    288_000,                     288_000),
+    "gan_keep":             (320,                  5_400,                     72_000,                      72_000),
     "gan_followed":         ((1, 2),               (1, 2, 4),                 (1, 2, 4),                   (1, 2, 4)),
-    "ablation_widths":      ((4, 8, 16, 32, 64),   (16, 32, 64, 128, 256),    (32, 64, 128, 256, 512),     (64, 128, 256, 512, 1024)),
-    "ablation_images":      (320,                  14_400,                    72_000,                      288_000),
+    "ablation_widths":      ((4, 8, 16, 32, 64),   (8, 16, 32, 64, 128),      (32, 64, 128, 256, 512),     (64, 128, 256, 512, 1024)),
+    "ablation_images":      (320,                  9_600,                     72_000,                      288_000),
     "ablation_evaluations": (10,                   50,                        100,                         250),
     "ablation_samples":     (20,                   200,                       500,                         1_000),
-    "ablation_seeds":       (1,                    3,                         3,                           3),
+    "repeats":              (1,                    3,                         3,                           3),
+    "ablation_walk":        (20,                   1_000,                     1_000,                       1_000),
     "medsyn_widths":        ((16, 32, 32),         (64, 128, 128),            (128, 256, 256),             (128, 256, 256)),
     "medsyn_batch":         (32,                   32,                        128,                         128),
     "medsyn_images":        (1_600,                96_000,                    1_000_000,                   2_000_000),
@@ -233,14 +235,13 @@ SCALES = {                 #  smoke                laptop                     gp
     "ablation_preparations": (("raw", "meant"),    ALL_THREE,                 ALL_THREE,                   ALL_THREE),
     "guidance":             (2.0,                  2.0,                       2.0,                         2.0),
     "guidance_scales":      ((1.0, 3.0),           (0.5, 1.0, 2.0, 3.0, 5.0), (0.5, 1.0, 2.0, 3.0, 5.0),   (0.5, 1.0, 2.0, 3.0, 5.0)),
-    "guidance_samples":     (20,                   200,                       1_000,                       1_000),
+    "sweep_samples":        (20,                   200,                       1_000,                       1_000),
     "sampler_budgets":      ((5, 10),              (5, 10, 20, 50),           (5, 10, 20, 50, 100),        (5, 10, 20, 50, 100)),
-    "sampler_samples":      (20,                   200,                       1_000,                       1_000),
     "rate_slices":          (0,                    3,                         3,                           3),
     "classes":              (4,                    4,                         4,                           4),
     "inception_dim":        (0,                    768,                       2048,                        2048),
     "extractor_images":     (12_800,               80_000,                    120_000,                     120_000),
-    "utility_images":       (640,                  24_000,                    60_000,                      60_000),
+    "utility_images":       (320,                  16_000,                    60_000,                      60_000),
     "audit_images":         (40,                   140,                       500,                         500),
     "resamples":            (50,                   200,                       200,                         200),
 }
