@@ -92,13 +92,13 @@ class Manifest:
     match: str
     licence: str
     redistribute_images: bool
-    derived_weights: str
-    citation: list
     reader: dict
-    labels: list
     channels: list
     patients: str
     split: str
+    labels: list = field(default_factory=list)
+    derived_weights: str = "not stated"
+    citation: list = field(default_factory=list)
     licence_page: str = ""
     of: str = None
     unverified: list = field(default_factory=list)
