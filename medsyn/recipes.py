@@ -173,14 +173,15 @@ def joined(first, second):
     return SampleSet(images, indices, labels, first.made_by)
 
 # %% ../nbs/library/14_recipes.ipynb #565bba74
-def house_recipe(name, seed, image_channels, widths, images, batch_size, precision="fp32", classes=0, mirror=False, told=0, emphasis=None):
+def house_recipe(name, seed, image_channels, widths, images, batch_size, precision="fp32", classes=0, mirror=False, told=0, emphasis=None,
+                 build=UNet):
     """The `DiffusionRecipe` of medsyn's own variants; `name` and `seed` key the initial weights.
 
-    `widths`: of the `UNet`, which attends on its coarsest level; `images`: seen in all. It is conditional with `classes` above 0, on labels,
-    or `told` above 0, on the last so many channels of its images; see `DiffusionRecipe`, also for `emphasis`."""
+    `widths`: of the `UNet` (or what else `build` builds), which attends on its coarsest level; `images`: seen in all. It is conditional with
+    `classes` above 0, on labels, or `told` above 0, on the last so many channels of its images; see `DiffusionRecipe`, also for `emphasis`."""
     attention = (False,)*(len(widths) - 1) + (True,)
     with seeded(seed, f"initial weights of {name}"):
-        network = UNet(image_channels, widths=widths, attention=attention, classes=classes, condition_channels=told)
+        network = build(image_channels, widths=widths, attention=attention, classes=classes, condition_channels=told)
     network = network.to(memory_format=torch.channels_last)
     def condition(batch, draw):
         known = Condition(labels=batch.labels if classes else None, image=batch.images[:, image_channels:] if told else None)
@@ -188,7 +189,8 @@ def house_recipe(name, seed, image_channels, widths, images, batch_size, precisi
         return Condition(*(None if a is None else torch.where(dropped.view(-1, *[1]*(a.ndim - 1)), b, a)
                            for a, b in ((known.labels, nothing.labels), (known.image, nothing.image))))
     rate, half_life, denoiser = 4e-4 if images > 10_000 else 1e-3, min(10_000, images//8), Denoiser(network, cosine_schedule(1000), "v")
-    about = {"network": "house U-Net", "widths": widths, "half-life": half_life, "rate": rate, "classes": classes}
+    about = {"network": "house U-Net" if build is UNet else build.__name__, "widths": widths, "half-life": half_life, "rate": rate,
+             "classes": classes}
     recipe = DiffusionRecipe(denoiser, partial(torch.optim.Adam, lr=rate), warm_up(rate, min(3_000, images//10)), batch_size, images, "mse",
                              ema=ema_half_life(half_life), precision=precision, condition=condition if classes or told else None,
                              config=about, mirror=mirror, told=told, emphasis=emphasis)
