@@ -195,12 +195,23 @@ def _class_condition(generator, variant, n, label):
     return Condition(labels=torch.full((n,), label))
 
 # %% ../nbs/library/34_cli.ipynb #0617c05a
-def sample_run(run, n=64, out=None, variant="medsyn", seed=None, device="auto", label=None):
+def _told(generator, module, settings, variant, n, label, mask):
+    "The condition of n samples: the mask in a file, for a variant that draws to one, or classes; None for a variant that is told nothing."
+    network = getattr(generator, "denoiser", None) or generator.network
+    draws_to_mask = any(getattr(part, "condition_channels", 0) for part in network.modules())
+    if draws_to_mask and not mask: raise ValueError(f"{variant} draws to a mask: give one with --mask FILE, or choose another --variant")
+    if mask and not (draws_to_mask and hasattr(module, "read_mask")):
+        raise ValueError(f"--mask {mask}: {variant} takes no mask; leave it out, or choose another --variant")
+    return module.read_mask(mask, settings, variant, n) if mask else _class_condition(generator, variant, n, label)
+
+# %% ../nbs/library/34_cli.ipynb #0617c05b
+def sample_run(run, n=64, out=None, variant="medsyn", seed=None, device="auto", label=None, mask=None):
     """Draw `n` samples from the networks of a run folder and return them, a `SampleSet`.
 
     Writes samples.npz (raw float32) and one PNG each to `out` (default: drawn/VARIANT in the run folder), over what was drawn there before.
     `seed` (default: the run's) keys the noise: sample i is the i-th sample of the run's own notebook, on the same kind of device.
-    `label`: the class wanted of a class-conditional variant, a number; without, all in turn. `ValueError` for one it does not know."""
+    `label`: the class wanted of a class-conditional variant, a number; without, all in turn. `mask`: the file of the mask that a
+    mask-conditioned variant draws to. `ValueError` for a label or mask that it does not know."""
     if n < 1: raise ValueError(f"--n is {n}: expected at least 1 sample")
     if not (Path(run)/"provenance.json").exists():
         raise FileNotFoundError(f"{run} is no run folder: expected one that `medsyn run` made, such as runs/PAPER/SCALE-DATA")
@@ -210,7 +221,7 @@ def sample_run(run, n=64, out=None, variant="medsyn", seed=None, device="auto", 
     settings = scale_settings(module.SCALES, parameters["scale"], parameters["settings"])
     first, out = parameters["seeds"][0], Path(out or Path(run)/"drawn"/variant)
     generator = module.load_generator(run, settings, variant, first, device)
-    condition = _class_condition(generator, variant, n, label)
+    condition = _told(generator, module, settings, variant, n, label, mask)
     samples = generator.generate(range(n), condition, Draw(first if seed is None else seed, device))
     for old in out.glob("[0-9]" * 5 + ".png"): old.unlink()
     samples.save(Path(out)/"samples.npz")
@@ -223,11 +234,12 @@ def sample_run(run, n=64, out=None, variant="medsyn", seed=None, device="auto", 
 @click.option("--out", default=None, help="Folder for samples.npz and the PNGs (default: drawn/VARIANT in RUN).")
 @click.option("--variant", default="medsyn", show_default=True, help="Which of the paper's networks.")
 @click.option("--label", type=int, default=None, help="Number of the class wanted, for a class-conditional variant (default: all in turn).")
+@click.option("--mask", default=None, type=click.Path(exists=True, dir_okay=False), help="Picture of the mask to draw to.")
 @click.option("--seed", type=int, default=None, help="Key of the noise (default: the run's first seed).")
 @click.option("--device", default="auto", show_default=True)
-def sample(run_folder, n, out, variant, label, seed, device):
+def sample(run_folder, n, out, variant, label, mask, seed, device):
     "Draw samples from a finished or published run."
-    samples = sample_run(run_folder, n, out, variant, seed, device, label)
+    samples = sample_run(run_folder, n, out, variant, seed, device, label, mask)
     where = out or Path(run_folder)/"drawn"/variant
     click.echo(f"{len(samples)} samples by {samples.made_by['generator']} ({samples.made_by['images_seen']:,} images seen) in {where}")
 

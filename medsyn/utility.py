@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHUNK', 'TRAINED_ON', 'ROWS', 'recalls', 'balanced_accuracy', 'auc', 'dice', 'hausdorff95', 'Utility', 'utility_gain',
            'classification_utility', 'mask_channel', 'soft_dice_loss', 'SegmentationNetwork', 'SegmentationRecipe',
-           'segmentation_utility']
+           'segmentation_utility', 'segment']
 
 # %% ../nbs/library/26_utility.ipynb #9752697d
 from dataclasses import asdict, dataclass
@@ -409,3 +409,15 @@ def _segmented(network, joined, spacing):
     predictions = torch.cat([network(part[:, :-1]) > 0 for part in joined.split(32)]).cpu().numpy()
     masks = (joined[:, -1:] > 0).cpu().numpy()
     return torch.from_numpy(np.stack([dice(predictions, masks), hausdorff95(predictions, masks, spacing)], axis=1))
+
+# %% ../nbs/library/26_utility.ipynb #5d0a71d1
+def segment(network, images, device="cpu"):
+    """Masks uint8 (n, 1, h, w), 0 and 1, that a segmentation network finds: where its logit is above 0.
+
+    `images`: uint8 (n, c, h, w), given to it in [-1, 1], or float32, given as they are."""
+    images = np.asarray(images)
+    if images.dtype == np.uint8: found = _in_batches(lambda x: network(x) > 0, images, device)
+    else:
+        with torch.inference_mode(): found = torch.cat([network(torch.from_numpy(images[k:k + 64]).to(device)) > 0
+                                                        for k in range(0, len(images), 64)]).cpu().numpy()
+    return np.asarray(found).astype(np.uint8)

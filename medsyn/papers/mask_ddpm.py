@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FID_STEPS', 'REPORTED_FID', 'PROTOCOLS', 'SHEETS', 'CLAIMS', 'NETWORKS', 'FIGURES', 'DATA', 'TOLD', 'SCALES', 'OURS',
            'VARIANTS', 'open_slices', 'open_collection', 'maps_of', 'with_told', 'condition_of', 'stock', 'medsyn',
-           'Variant', 'image_channels', 'load_generator', 'read_mask']
+           'KerasRecipe', 'segmentation_recipe', 'Variant', 'image_channels', 'load_generator', 'read_mask']
 
 # %% ../../nbs/papers/mask_ddpm/model.ipynb #7e000003
 from collections.abc import Callable
@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..blocks import Condition
 from ..datasets import Resize, open_images
 from ..diffusion import Denoiser, Guided, sigmoid_schedule
+from ..features import flipped
 from ..generation import device_of
 from .mask_ddpm_lesions import channels_of, dummy_masks, tissue_maps
 from .mask_ddpm_networks import KerasUNet, ModulatedUNet, StockUNet
@@ -29,7 +31,7 @@ from ..recipes import DiffusionRecipe, Work, diffusion_generator, house_recipe
 from ..results import Claim, Figure
 from ..runs import nearest
 from ..samplers import ddim, spaced_timesteps
-from ..training import constant, load_checkpoint, restore
+from ..training import Recipe, constant, load_checkpoint, restore
 
 # %% ../../nbs/papers/mask_ddpm/model.ipynb #7e000007
 FID_STEPS = (1_000, 10_000, 20_000, 30_000, 40_000, 50_000)
@@ -213,6 +215,30 @@ def medsyn(settings, seed, name, channels, told="lesion", build=None, emphasised
     return house_recipe(name, seed, channels, settings.widths, settings.medsyn_images, settings.batch, settings.medsyn_precision,
                         mirror=True,
                         told=TOLD[told], emphasis=emphasis if emphasised else None, **({"build": build} if build else {}))
+
+# %% ../../nbs/papers/mask_ddpm/model.ipynb #7e00002a
+class KerasRecipe(Recipe):
+    "Trains the original's segmentation network on the images of `mask_channel`, three sequences and a mask, read as `as_read` does."
+    def __init__(self, widths, images):
+        network = KerasUNet(widths=widths)
+        optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
+        config = {"network": "Keras U-Net", "widths": list(widths), "images": images}
+        super().__init__({"network": network}, {"network": optimiser}, {"network": constant(1e-3)}, 8, images, config)
+
+    def step(self, batch, n_images, draw): return {"loss": self.minimise("network", self.loss, batch, draw)}
+    def loss(self, batch, draw):
+        joined = flipped(batch.images, draw.uniform("flip", 2))
+        turns = draw.integers("quarter turns", 4)
+        joined = torch.stack([image.rot90(int(k), (1, 2)) for image, k in zip(joined, turns, strict=True)])
+        levels = (joined[:, :-1] + 1)*127.5
+        weights = levels.new_tensor([0.299, 0.587, 0.114])[:levels.shape[1]]
+        grey = torch.einsum("nchw,c->nhw", levels, weights/weights.sum())[:, None]
+        grey = grey/grey.amax((1, 2, 3), keepdim=True).clamp(min=1)
+        return F.binary_cross_entropy_with_logits(self.modules["network"](grey), (joined[:, -1:] > 0).float())
+
+def segmentation_recipe(settings, seed=0):
+    "The recipe of the original's segmentation network at this scale."
+    with seeded(seed, "initial weights of the segmentation network"): return KerasRecipe(settings.keras_widths, settings.keras_images)
 
 # %% ../../nbs/papers/mask_ddpm/model.ipynb #7e000027
 OURS = "ddim, x0 clamped", partial(ddim, clamp="x0")
