@@ -277,6 +277,7 @@ class PatientFolders:
         return Source(len(pairs), _slices(self, root, pairs, sums, len(manifest.channels), masks), None, splits, masks, patients,
                       np.array(slices), cases)
 
+# %% ../nbs/library/06_readers.ipynb #6a0d1c1b
 def _slices(reader, root, pairs, sums, channels, masks):
     "Yield pieces of pictures; writes the masks of each piece into `masks` before."
     for start in range(0, len(pairs), PIECE):

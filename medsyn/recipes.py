@@ -78,7 +78,8 @@ def training_flops(recipe, shape, labels=False):
     for module in trial.modules.values(): module.cpu().train()
     trial.optimisers = {name: torch.optim.SGD(optimiser.param_groups, lr=0.0) for name, optimiser in trial.optimisers.items()}
     trial.minimise = _Minimiser(trial, torch.device("cpu"), lambda parameters: None)
-    batch = Batch(torch.zeros(2, *shape), torch.zeros(2, dtype=torch.long) if labels else None)
+    channels = shape[0] + getattr(recipe, "told", 0)     # what it is told comes behind the channels of its images
+    batch = Batch(torch.zeros(2, channels, *shape[1:]), torch.zeros(2, dtype=torch.long) if labels else None)
     with counting_flops() as counter: trial.step(batch, 0, Draw(0).rows(range(2)))
     return counter.get_total_flops()/2
 
@@ -177,8 +178,8 @@ def house_recipe(name, seed, image_channels, widths, images, batch_size, precisi
                  build=UNet):
     """The `DiffusionRecipe` of medsyn's own variants; `name` and `seed` key the initial weights.
 
-    `widths`: of the `UNet` (or what else `build` builds), which attends on its coarsest level; `images`: seen in all. It is conditional with
-    `classes` above 0, on labels, or `told` above 0, on the last so many channels of its images; see `DiffusionRecipe`, also for `emphasis`."""
+    `widths`: of the `UNet` (or what else `build` builds), which attends on its coarsest level; `images`: seen in all. It is conditional
+    with `classes` above 0, on labels, or `told` above 0, on the last channels of its images; see `DiffusionRecipe`, also for `emphasis`."""
     attention = (False,)*(len(widths) - 1) + (True,)
     with seeded(seed, f"initial weights of {name}"):
         network = build(image_channels, widths=widths, attention=attention, classes=classes, condition_channels=told)

@@ -50,9 +50,13 @@ def grown(masks, pixels):
     change = cv2.dilate if pixels > 0 else cv2.erode
     return np.stack([change(np.ascontiguousarray(mask[0]), disc)[None] for mask in masks])
 
-def mirrored(masks): return masks[..., ::-1].copy()
+def mirrored(masks):
+    "Masks (n, 1, h, w), left for right."
+    return masks[..., ::-1].copy()
 
-def inside(masks, maps): return (np.asarray(masks) > 0).astype(np.uint8)*(np.asarray(maps) > 0)
+def inside(masks, maps):
+    "The part of masks (n, 1, h, w) that lies in the head, or anything else, of `maps`, uint8, 0 and 1."
+    return (np.asarray(masks) > 0).astype(np.uint8)*(np.asarray(maps) > 0)
 
 # %% ../../nbs/papers/mask_ddpm/lesions.ipynb #7c000019
 def dummy_masks(n, size, seed=0):
