@@ -75,6 +75,7 @@ class Autocast(nn.Module):
 def training_flops(recipe, shape, labels=False):
     "Floating-point operations per image of one training step of `recipe`, on images of `shape` (c, h, w)."
     trial = copy.deepcopy(recipe)
+    trial.precision = "fp32"     # the same operations, and half precision may be slow on a processor
     for module in trial.modules.values(): module.cpu().train()
     trial.optimisers = {name: torch.optim.SGD(optimiser.param_groups, lr=0.0) for name, optimiser in trial.optimisers.items()}
     trial.minimise = _Minimiser(trial, torch.device("cpu"), lambda parameters: None)

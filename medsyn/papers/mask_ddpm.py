@@ -260,6 +260,9 @@ class Variant:
     @property
     def ours(self): return self.prefix == "medsyn"
     def recipe(self, settings, seed=0, channels=3): return self.make(settings, seed, self.name, channels, told=self.told)
+    def images(self, settings):
+        "How many images its training sees."
+        return settings.medsyn_images if self.ours else getattr(settings, getattr(self.make, "keywords", {}).get("images", "images"))
     def learns(self, slices):
         "The `ImageSet` that it learns from, given that of its role."
         if self.every: slices = slices.with_splits(slices.splits | {"train": np.arange(len(slices))})
