@@ -27,7 +27,8 @@ patients: one folder each
 split: by patient
 """
 TINY = ("images=64", "collection_images=64", "described_images=64", "described_more=64", "medsyn_images=64", "segmenter_images=320",
-        "keras_images=64", "extractor_images=640", "utility_images=64", "samples=24", "evaluations=4", "medsyn_evaluations=4", "resamples=20")
+        "keras_images=64", "extractor_images=640", "utility_images=64", "samples=24", "evaluations=4",
+        "medsyn_evaluations=4", "resamples=20")
 
 
 def call(*words, cwd, ok=True):
