@@ -8,6 +8,8 @@ from medsyn.diffusion import diffusion_loss
 from medsyn.features import features_of
 from medsyn.inception import FIDInception, InceptionExtractor, find_inception, inception_available, inception_extractor, read_weights
 from medsyn.manifests import load_manifest, locate
+from medsyn.papers import brain_tumor_cddpm as brain_tumor
+from medsyn.papers import mask_ddpm
 from medsyn.papers.bloodmnist_ddpm import DATA, SCALES, VARIANTS
 from medsyn.randomness import Draw
 from medsyn.runner import scale_settings
@@ -88,3 +90,29 @@ def test_inception_is_the_one_of_torch_fidelity(weights, tmp_path):
     for dim in dims:
         found = InceptionExtractor(network, dim, "tf1", weights)(to_model(images, (0, 255)))
         assert (found - expected[dim]).norm() < 1e-5*expected[dim].norm(), dim
+
+
+def opened(name, opener, *words):
+    try: locate(load_manifest(name))
+    except FileNotFoundError as error: pytest.skip(f"no real images here: {error}")
+    return opener(name, *words)
+
+
+def test_brain_slices_in_three_preparations():
+    """Equally many slices of each kind in every split, whatever the preparation; cropped to the head, it fills more of the frame."""
+    raw, released, meant = (opened("brain-tumor-4class", brain_tumor.open_slices, name) for name in ("raw", "released", "meant"))
+    assert all(slices.images.shape == (1_000, 1, 32, 32) for slices in (raw, released, meant))
+    assert [np.bincount(raw.labels[rows]).tolist() for rows in raw.splits.values()] == [[175]*4, [25]*4, [50]*4]
+    head = [(np.asarray(slices.images) > 20).mean() for slices in (raw, meant)]
+    assert head[1] > head[0]                                   # by little: most of these slices are cropped closely already
+    assert (brain_tumor.two_classes(raw).labels == 0).sum() == 250
+
+
+def test_lgg_patients_are_split_as_in_the_original():
+    slices = opened("lgg-36", mask_ddpm.open_slices, 64)
+    people = {name: len(np.unique(slices.patients[rows])) for name, rows in slices.splits.items()}
+    assert people == {"train": 25, "val": 4, "test": 7} and "none of them in two splits" in slices.check_patients()
+    marked = np.asarray(slices.masks).any((1, 2, 3))
+    assert len(slices) == 732 and marked.sum() >= 440          # 444 before the masks were made smaller
+    maps = mask_ddpm.maps_of(slices, "map")
+    assert 0.2 < (maps[:, 0] > 0).mean() < 0.6 and (maps[:, 1] <= maps[:, 0]).all()
