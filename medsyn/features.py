@@ -124,7 +124,8 @@ def train_domain_extractor(images, folder, seed=0, device="cpu", images_seen=100
     network = fit(recipe, images, folder, seed=seed, device=device).network("classifier")
     held_out = images.split("val")
     correct = _in_batches(network, eight_bit(held_out), device).argmax(1) == held_out.labels
-    accuracy = mean_interval(correct, seed=seed, groups=held_out.patients)
+    several = held_out.patients is not None and len(np.unique(held_out.patients)) > 1
+    accuracy = mean_interval(correct, seed=seed, groups=held_out.patients if several else None)
     about = f"64 features of a classifier of {images.name} ({classes} classes, {recipe.images:,} images seen, accuracy {accuracy} on val)"
     return DomainExtractor(network, images.size, accuracy, about)
 

@@ -26,8 +26,8 @@ from .diffusion import Denoiser, cosine_schedule, diffusion_loss, untold
 from .generation import DiffusionGenerator, SampleSet, device_of
 from .intervals import Estimate
 from .randomness import Draw, seeded
-from .runs import array_digest, read_json, write_json
-from .training import PRECISIONS, Batch, Recipe, _Minimiser, ema_half_life, fit, warm_up
+from .runs import array_digest, hardware, read_json, write_json
+from .training import PRECISIONS, Batch, Recipe, _Minimiser, configuration, ema_half_life, fit, warm_up
 from .unet import UNet, counting_flops, forward_flops, parameter_count
 
 # %% ../nbs/library/14_recipes.ipynb #347b040d
@@ -216,10 +216,10 @@ def rates_in_turn(recipes, images, slices=3, seconds=10.0, device="cpu", keep=No
     """Images per second of several trainings on this machine now: {name: `Estimate`}, the median of `slices`, from slowest to fastest.
 
     `recipes`, `images`: by name, what `fit` takes; the recipes' networks are trained a little by this and should be thrown away.
-    `keep`: a JSON file; what it holds from an earlier call for the same names is returned instead, for runs that go on."""
-    if keep and Path(keep).exists():
-        kept = {name: Estimate(**fields) for name, fields in read_json(keep).items()}
-        if set(kept) == set(recipes): return kept
+    `keep`: a JSON file; what it holds from an earlier call for the same configurations and device is returned, for runs that go on."""
+    about = {"device": hardware(device), "configurations": {name: configuration(one) for name, one in recipes.items()}}
+    kept = read_json(keep) if keep and Path(keep).exists() else {}
+    if kept and about == {key: kept[key] for key in about}: return {name: Estimate(**fields) for name, fields in kept["rates"].items()}
     rates = {name: [] for name in recipes}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(slices + 1):
@@ -228,7 +228,7 @@ def rates_in_turn(recipes, images, slices=3, seconds=10.0, device="cpu", keep=No
                 done = fit(recipe, images[name], Path(folder)/name, device=device, minutes=seconds/60)
                 rates[name].append((done.n_images, done.seconds - done.before))
     rates = {name: _rate(rows) for name, rows in rates.items()}
-    if keep: write_json(keep, {name: asdict(rate) for name, rate in rates.items()})
+    if keep: write_json(keep, about | {"rates": {name: asdict(rate) for name, rate in rates.items()}})
     return rates
 
 def _rate(rows):

@@ -267,10 +267,11 @@ def utility_gain(one, others, trained_on, metric):
     """How much more `one` teaches than the `others` on average, an `Estimate` by a bootstrap of test images, seeds and others.
 
     `one`: a `Utility`; `others`: several, of images chosen at random instead, with the same test images and as many seeds; `ValueError` if
-    not. `trained_on`, `metric`: which of their numbers."""
+    their numbers are not the same. `trained_on`, `metric`: which of their numbers."""
     rows, many = one._rows(trained_on, metric, None), [other._rows(trained_on, metric, None) for other in others]
-    if any(other.shape != rows.shape for other in many) or not many:
-        raise ValueError(f"expected others with {rows.shape[0]} seeds and {rows.shape[1] - 1} resamples, found {[o.shape for o in many]}")
+    found = [(len(rows), one.n_test, rows.shape[1] - 1) for one, rows in zip((one, *others), (rows, *many), strict=True)]
+    if len(set(found)) > 1 or not many:
+        raise ValueError("expected others with {} seeds, {} test images and {} resamples, found {}".format(*found[0], found[1:] or "none"))
     (k, r), m, draw = rows.shape, len(many), np.random.default_rng(key(0, "resampled choices"))
     at, many = np.arange(1, r), np.stack(many)
     ours = rows[draw.integers(k, size=(k, r - 1)), at].mean(0)

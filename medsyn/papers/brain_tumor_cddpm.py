@@ -265,7 +265,7 @@ def wgan(settings, seed, name, labels=False):
     def told(batch, draw): return Condition(labels=batch.labels)
     return WassersteinRecipe(generator, critic, 100, partial(torch.optim.Adam, lr=2e-4, betas=(0.5, 0.999)), constant(2e-4), 64,
                              settings.gan_images, reuse=True, condition=told if labels else None,
-                             config={"network": "WGAN-GP", "channels": settings.gan_channels})
+                             config={"network": "WGAN-GP", "channels": settings.gan_channels, "critic": settings.critic_channels})
 
 def medsyn(settings, seed, name):
     "The recipe of the medsyn variant: the house recipe on one channel, told one of all classes nine times in ten."
