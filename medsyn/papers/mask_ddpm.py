@@ -125,7 +125,7 @@ DATA = {"slices": ("phantom-lgg", "lgg-36", "lgg-mri-segmentation"), "collection
 TOLD = {"nothing": 0, "placeholder": 1, "lesion": 1, "map": 2}
 
 def open_slices(source, side):
-    "Slices with lesion masks, uint8 (n, c, side, side), split by patient into train, val and test. `ValueError` for other data."
+    "Slices with lesion masks, uint8 (n, c, side, side), split by patient into train and test at least. `ValueError` for other data."
     slices = open_images(source, DATA["slices"], [Resize(side)])
     if slices.masks is None: raise ValueError(f"{slices.name} has no masks: this paper needs slices with the outline of a lesion")
     if slices.images.shape[2:] != (side, side): raise ValueError(f"{slices.name}: slices must be square, found {slices.images.shape[2:]}")
@@ -133,7 +133,7 @@ def open_slices(source, side):
         if split not in slices.splits: raise ValueError(f"{slices.name} has no split {split!r}: it has {', '.join(slices.splits)}")
         if not np.any(slices.masks[slices.splits[split]]): raise ValueError(f"{slices.name}: no lesion in the split {split!r}")
     slices.check_patients()
-    return slices if "val" in slices.splits else slices.with_splits(slices.splits | {"val": slices.splits["train"]})
+    return slices
 
 def open_collection(source, side):
     "Slices of a mixed collection, uint8 (n, 3, side, side), all of them the split train."
