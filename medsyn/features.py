@@ -112,8 +112,8 @@ def _resized(images, size):
 def train_domain_extractor(images, folder, seed=0, device="cpu", images_seen=100_000, flips=False):
     """The `DomainExtractor` of a classifier trained on the train split of an `ImageSet`; a finished training in `folder` is taken up.
 
-    `images_seen`: training images, repeats counted; `flips`: True, "left-right" or False, which mirror images are as likely. Its accuracy is
-    that on val, or on test where there is no val. `ValueError` without labels of at least two classes.
+    `images_seen`: training images, repeats counted; `flips`: True, "left-right" or False, which mirror images are as likely. Its accuracy
+    is that on val, or on test where there is no val. `ValueError` without labels of at least two classes.
     """
     classes = 0 if images.labels is None else max(len(images.label_names), int(images.labels.max()) + 1)
     if classes < 2:
@@ -127,7 +127,8 @@ def train_domain_extractor(images, folder, seed=0, device="cpu", images_seen=100
     correct = _in_batches(network, eight_bit(held_out), device).argmax(1) == held_out.labels
     several = held_out.patients is not None and len(np.unique(held_out.patients)) > 1
     accuracy = mean_interval(correct, seed=seed, groups=held_out.patients if several else None)
-    about = f"64 features of a classifier of {images.name} ({classes} classes, {recipe.images:,} images seen, accuracy {accuracy} on {held})"
+    about = (f"64 features of a classifier of {images.name} ({classes} classes, {recipe.images:,} images seen, "
+             f"accuracy {accuracy} on {held})")
     return DomainExtractor(network, images.size, accuracy, about)
 
 # %% ../nbs/library/18_features.ipynb #6bdc76f2

@@ -60,7 +60,8 @@ def test_the_manifest_is_short():
 def test_a_run_on_own_slices_is_whole(own):
     _, run, said = own
     results = read_results(run/"results.json")
-    assert "unknown parameter" not in said and "figures and" in said and {figure["id"] for figure in results["figures"]} >= {"obedience", "brush", "fid", "told"}
+    assert "unknown parameter" not in said and "figures and" in said
+    assert {figure["id"] for figure in results["figures"]} >= {"obedience", "brush", "fid", "told"}
     assert all(score["data"]["name"] == "my-lesions" for score in results["scores"])
 
 
