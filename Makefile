@@ -32,7 +32,7 @@ figures: $(READY)  ## rebuild every figure and table (PAPER=all SCALE=smoke DATA
 	@$(BIN)/medsyn report --out "$$OUT"
 
 test: $(READY)  ## check that notebooks, modules and README agree, lint, run every chapter and test
-	@$(BIN)/python -m pytest </dev/null
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup </dev/null
 
 notebooks: $(READY)  ## execute the chapters in place so that their stored outputs are fresh
 	@cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && \
