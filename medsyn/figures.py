@@ -14,6 +14,7 @@ import csv
 import io
 import re
 import textwrap
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -215,11 +216,11 @@ def _draw_line(axes, x, name, y, colour):
     axes.plot(x, y, color=colour, label=name, marker="o" if len(x) <= 12 else None)
     if band: axes.fill_between(x, *[np.asarray(edge, float) for edge in band], color=colour, alpha=0.18, linewidth=0)
 
-def _draw_reported(axes, name, value, colour):
+def _draw_reported(axes, name, value, colour, mark):
     "A reported value as a broken level, or a reported curve `(x, y)` as a broken line with hollow marks."
     label = name if "reported" in name.lower() else f"{name} (reported)"
     if not isinstance(value, tuple): axes.axhline(value, color=colour, linestyle=(0, (5, 3)), linewidth=1.1, label=label); return
-    axes.plot(*value, color=colour, linestyle=(0, (4, 2)), linewidth=1.0, marker="D", markersize=3.2, markerfacecolor="white",
+    axes.plot(*value, color=colour, linestyle=(0, (4, 2)), linewidth=1.0, marker=mark, markersize=3.2, markerfacecolor="white",
               markevery=max(1, len(value[0])//12), label=label)
 
 # %% ../nbs/library/29_figures.ipynb #031ccb51
@@ -227,7 +228,7 @@ def draw_curves(axes, x, lines, reported, xlabel, ylabel, log):
     "Ours and the reported values on one panel; the legend stands above it and hides no point. `log` is kept where all values are positive."
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(lines)}
     for name, y in lines.items(): _draw_line(axes, x, name, y, colours[name])
-    for name, value in reported.items(): _draw_reported(axes, name, value, colours.get(name, REPORTED))
+    for (name, value), mark in zip(reported.items(), cycle("Ds^v")): _draw_reported(axes, name, value, colours.get(name, REPORTED), mark)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines] or [[1.0]])
     if log and (drawn[np.isfinite(drawn)] > 0).all():
