@@ -65,10 +65,23 @@ def fid(real, fake, resamples=200, seed=0, allow_rank_deficient=False):
     """
     real, fake = checked_pair(real, fake)
     if not allow_rank_deficient: _check_rank(real, fake)
-    value = frechet_distance(gaussian_statistics(real), gaussian_statistics(fake))
+    value = _distance(real, fake)
     weights = zip(*(bootstrap_weights(len(x), resamples, key(seed, name)) for x, name in ((real, "real"), (fake, "fake"))), strict=True)
-    draws = [frechet_distance(gaussian_statistics(real, v), gaussian_statistics(fake, w)) for v, w in weights]
+    draws = [_distance(real, fake, v, w) for v, w in weights]
     return percentile_interval(value, draws, recentre=True, floor=0.0)
+
+def _distance(x, y, v=None, w=None):
+    "The Fréchet distance of weighted features (n, d) and (m, d): where images are fewer than dimensions, by singular values of (n, m)."
+    if len(x) + len(y) >= 2*x.shape[1]: return frechet_distance(gaussian_statistics(x, v), gaussian_statistics(y, w))
+    (a, f), (b, g) = _factor(x, v), _factor(y, w)
+    distance = np.square(a - b).sum() + np.square(f).sum() + np.square(g).sum() - 2*np.linalg.svd(f @ g.T, compute_uv=False).sum()
+    return float(max(distance, 0.0))
+
+def _factor(features, weights):
+    "The weighted mean (d,) of features (n, d), and F with F'F the covariance; images of weight 0 are left out."
+    weights = np.ones(len(features)) if weights is None else np.asarray(weights, dtype=np.float64)
+    there, mean = weights > 0, weights @ features/weights.sum()
+    return mean, np.sqrt(weights[there]/(weights.sum() - 1))[:, None]*(features[there] - mean)
 
 def _check_rank(real, fake):
     n, d = min(len(real), len(fake)), real.shape[1]
