@@ -168,13 +168,13 @@ SCALES = {               #  smoke       laptop                gpu               
     "multiples":          ((1, 2, 4),  (1, 2, 4, 8),         (1, 2, 4, 8),           (1, 2, 4, 8)),
     "precision":          ("fp32",     "bf16",               "fp16",                 "fp16"),
     "images":             (960,        32_000,               160_000,                1_600_000),
-    "collection_images":  (960,        32_000,               160_000,                3_200_000),
+    "collection_images":  (960,        16_000,               160_000,                3_200_000),
     "checkpoints":        ((0.2, 1.0), SIX,                  SIX,                    SIX),
     "evaluations":        (10,         25,                   100,                    100),
     "sheet":              (9,          25,                   25,                     25),
     "samples":            (32,         200,                  1_000,                  2_000),
-    "described_images":   (576,        5_760,                57_600,                 57_600),
-    "described_more":     (960,        9_600,                96_000,                 96_000),
+    "described_images":   (576,        2_880,                57_600,                 57_600),
+    "described_more":     (960,        4_800,                96_000,                 96_000),
     "described_samples":  (16,         100,                  256,                    1_000),
     "widths":             ((16, 32),   (32, 64, 128),        (64, 128, 256, 256),    (64, 128, 256, 256)),
     "batch":              (32,         32,                   64,                     64),
@@ -201,12 +201,12 @@ def stock(settings, seed, name, channels, told="nothing", batch=32, images="imag
     "The recipe of one of the original's diffusion models at this scale, for images of so many channels."
     structures = TOLD[told]
     with seeded(seed, "initial weights of the stock networks"):
-        network = StockUNet(channels, structures, settings.dim, settings.multiples)
+        network = StockUNet(channels, structures, settings.dim, settings.multiples, head=settings.dim//2)
     def condition(batch, draw): return Condition(image=batch.images[:, channels:])
     recipe = DiffusionRecipe(Denoiser(network, sigmoid_schedule(), "v"), partial(torch.optim.Adam, lr=rate, betas=(0.9, 0.99)),
                              constant(rate), batch, getattr(settings, images), "mse", ema=library_ema(cap), precision=settings.precision,
                              condition=condition if structures else None, weighting="snr", mirror=True, told=structures,
-                             config={"network": "stock U-Net", "dim": settings.dim, "ema cap": cap})
+                             config={"network": "stock U-Net", "dim": settings.dim, "head": settings.dim//2, "ema cap": cap})
     recipe.clip = 1.0
     return recipe
 
