@@ -368,8 +368,9 @@ class SegmentationNetwork(nn.Module):
 class SegmentationRecipe(Recipe):
     """Trains a `SegmentationNetwork` on the images of `mask_channel`, with cross-entropy plus `soft_dice_loss`.
 
-    `image_channels`: without the mask; `images`: seen in all; `flips`: which mirror images are as likely, see `flipped`."""
-    def __init__(self, image_channels, images, flips=False, widths=(16, 32, 64), learning_rate=5e-3, batch_size=32):
+    `image_channels`: without the mask; `images`: seen in all; `flips`: which mirror images are as likely, see `flipped`; `precision`: fp32,
+    bf16 or fp16."""
+    def __init__(self, image_channels, images, flips=False, widths=(16, 32, 64), learning_rate=5e-3, batch_size=32, precision="fp32"):
         images = max(images//batch_size, 1)*batch_size
         network = SegmentationNetwork(image_channels, widths)
         optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-2)
@@ -377,27 +378,28 @@ class SegmentationRecipe(Recipe):
         config = {"network": "segmentation U-Net", "image_channels": image_channels, "widths": list(widths), "images": images,
                   "flips": flips, "learning_rate": learning_rate}
         super().__init__({"network": network}, {"network": optimiser}, {"network": rate}, batch_size, images, config)
-        self.flips = flips
+        self.flips, self.precision = flips, precision
 
     def step(self, batch, n_images, draw): return {"loss": self.minimise("network", self.loss, batch, draw)}
     def loss(self, batch, draw):
         joined = flipped(batch.images, draw.uniform("flip", 2), self.flips)
-        masks, logits = (joined[:, -1:] > 0).float(), self.modules["network"](joined[:, :-1])
+        masks, logits = (joined[:, -1:] > 0).float(), self.modules["network"](joined[:, :-1]).float()
         return F.binary_cross_entropy_with_logits(logits, masks) + soft_dice_loss(logits, masks)
 
 # %% ../nbs/library/26_utility.ipynb #39a8388c
 def segmentation_utility(real, synthetic, folder, images_seen, seeds=(0, 1, 2), device="cpu", flips=False, resamples=200,
-                         widths=(16, 32, 64)):
+                         widths=(16, 32, 64), precision="fp32"):
     """The `Utility` of synthetic images for the segmentation of one structure: "Dice" and "HD95", means over test images.
 
     `real`: an `ImageSet` with masks (n, 1, h, w), the splits train and test, and perhaps patients and spacing (HD95 is in mm with a
-    spacing, else in pixels); `synthetic`: an `ImageSet` with masks, all of it used; `widths`: of the `UNet`; else as for
-    `classification_utility`. `ValueError` if masks are missing or not binary, sizes disagree, train and test share images or patients.
+    spacing, else in pixels); `synthetic`: an `ImageSet` with masks, all of it used; `widths`: of the `UNet`; `precision`: of
+    its training; else as for `classification_utility`. `ValueError` if masks are missing or not binary, sizes disagree, train and test share
+    images or patients.
     """
     train, test = _train_and_test(real)
     sets, held_out = _training_sets(mask_channel(train), mask_channel(synthetic)), mask_channel(test).images
     spacing, weights = real.spacing or (1.0, 1.0), _resamples(test, resamples)
-    def recipe(): return SegmentationRecipe(train.images.shape[1], images_seen, flips, widths)
+    def recipe(): return SegmentationRecipe(train.images.shape[1], images_seen, flips, widths, precision=precision)
     def measure(network):
         values = _in_batches(lambda joined: _segmented(network, joined, spacing), held_out, device)
         return dict(zip(("Dice", "HD95"), (weights @ values / weights.sum(1, keepdims=True)).T, strict=True))
