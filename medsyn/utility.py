@@ -368,8 +368,8 @@ class SegmentationNetwork(nn.Module):
 class SegmentationRecipe(Recipe):
     """Trains a `SegmentationNetwork` on the images of `mask_channel`, with cross-entropy plus `soft_dice_loss`.
 
-    `image_channels`: without the mask; `images`: seen in all; `flips`: which mirror images are as likely, see `flipped`; `precision`: fp32,
-    bf16 or fp16."""
+    `image_channels`: without the mask; `images`: seen in all; `flips`: which mirror images are as likely, see `flipped`;
+    `precision`: fp32, bf16 or fp16."""
     def __init__(self, image_channels, images, flips=False, widths=(16, 32, 64), learning_rate=5e-3, batch_size=32, precision="fp32"):
         images = max(images//batch_size, 1)*batch_size
         network = SegmentationNetwork(image_channels, widths)
@@ -393,8 +393,8 @@ def segmentation_utility(real, synthetic, folder, images_seen, seeds=(0, 1, 2), 
 
     `real`: an `ImageSet` with masks (n, 1, h, w), the splits train and test, and perhaps patients and spacing (HD95 is in mm with a
     spacing, else in pixels); `synthetic`: an `ImageSet` with masks, all of it used; `widths`: of the `UNet`; `precision`: of
-    its training; else as for `classification_utility`. `ValueError` if masks are missing or not binary, sizes disagree, train and test share
-    images or patients.
+    its training; else as for `classification_utility`. `ValueError` if masks are missing or not binary, sizes disagree, train and test
+    share images or patients.
     """
     train, test = _train_and_test(real)
     sets, held_out = _training_sets(mask_channel(train), mask_channel(synthetic)), mask_channel(test).images
