@@ -235,8 +235,8 @@ def data_label(source):
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(str(source)).name).strip("-.").lower() or "data"
 
 def run_folder(out, paper, scale, data):
-    "The folder `out/paper/scale-data` of a run; `data` maps roles to sources."
-    return Path(out)/paper/f"{scale}-{'-'.join(data_label(source) for source in data.values())}"
+    "The folder `out/paper/scale-data` of a run; `data` maps roles to sources, of which equal ones are named once."
+    return Path(out)/paper/f"{scale}-{'-'.join(dict.fromkeys(map(data_label, data.values())))}"
 
 # %% ../nbs/library/00_runs.ipynb #3cebb982
 def make_writable(folder):
