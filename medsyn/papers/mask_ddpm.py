@@ -87,7 +87,7 @@ def _claims_of_the_original():
     names = ("mean", "R-G", "G-B", "tile SD")
     sheets = [Claim(f"sheet-{k}k-{name.replace(' ', '-')}", name, "levels", value, None, PROTOCOLS["sheet"], "", "equal",
                     f"sheet of {k},000 steps", "inferred") for k in (1, 10, 50) for name, value in zip(names, SHEETS[k], strict=True)]
-    counts = [Claim(id, metric, "", value, None, PROTOCOLS[protocol], "", "equal", where, status, data_free=True)
+    counts = [Claim(id, metric, "", value, None, PROTOCOLS[protocol], "", "equal", where, status, data_free=metric != "patients")
               for id, metric, value, protocol, where, status in _COUNTS]
     sets = [Claim(id, "images", "", value, None, PROTOCOLS["printed"], "", "equal", "public descriptions", "inferred") for id,
             value in _SETS]
