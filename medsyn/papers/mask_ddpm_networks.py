@@ -19,7 +19,9 @@ class ChannelNorm(nn.Module):
     def __init__(self, channels):
         super().__init__()
         self.gain = nn.Parameter(torch.ones(1, channels, 1, 1))
-    def forward(self, x): return x*(x.square().sum(1, keepdim=True).clamp(min=1e-24).rsqrt()*x.shape[1]**0.5)*self.gain
+    def forward(self, x):
+        length = x.float().square().sum(1, keepdim=True).clamp(min=1e-24).rsqrt()*x.shape[1]**0.5   # squares overflow in fp16
+        return (x*length).to(x.dtype)*self.gain
 
 # %% ../../nbs/papers/mask_ddpm/networks.ipynb #7b000010
 class TimedBlock(nn.Module):
