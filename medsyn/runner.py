@@ -305,7 +305,9 @@ def publish(run, results="results"):
         png = path.read_bytes()
         write_atomic(target/"figures"/path.name, withheld(png) if is_private(png) else png)
     for path in (path for pattern in EVIDENCE for path in run.glob(pattern)): write_atomic(target/path.relative_to(run), path.read_bytes())
-    write_atomic(target/"reproduce.ipynb", nbformat.writes(_without_private(nbformat.read(run/"reproduce.ipynb", 4))).encode())
+    told = nbformat.writes(_without_private(nbformat.read(run/"reproduce.ipynb", 4)))
+    told = told.replace(str(run.parent.parent), run.parent.parent.name)            # where this machine keeps its runs
+    write_atomic(target/"reproduce.ipynb", told.encode())
     return target
 
 def _without_private(book):

@@ -135,6 +135,12 @@ def test_stored_outputs_are_fit_to_be_read(name):
     assert not MACHINE_PATH.findall(json.dumps(book["cells"])), "a path of one machine"
 
 
+def test_published_results_name_no_place_on_one_machine():
+    for path in sorted((REPOSITORY / "results").rglob("*")):
+        if path.suffix in (".ipynb", ".json", ".jsonl", ".csv", ".md"):
+            assert not MACHINE_PATH.findall(path.read_text(encoding="utf-8")), path
+
+
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_cells_are_short(name):
     lines = [[line for line in text.splitlines() if not line.startswith("#|")] for text in code(CHAPTERS[name])]
