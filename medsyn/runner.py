@@ -294,9 +294,10 @@ def check_completed(path):
 EVIDENCE = ("results.json", "provenance.json", "tables/*.csv", "training/*/metrics.csv", "training/*/speed.jsonl")
 
 def publish(run, results="results"):
-    """Copy the evidence of the run in folder `run` to `results`/<paper>/<run>, without images that may not be shown; returns that folder.
+    """Copy the evidence of the run in folder `run` to `results`/<paper>/<run>; returns that folder.
 
-    `FileNotFoundError` or `ValueError` if it is no finished run. Other files there, such as a README, stay."""
+    Left out are images that may not be shown and, in the notebook, the place of the run folder on this machine. `FileNotFoundError` or
+    `ValueError` if it is no finished run. Other files there, such as a README, stay."""
     run = Path(run).resolve()
     read_results(run/"results.json")
     target = Path(results)/run.parent.name/run.name

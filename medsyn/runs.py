@@ -236,7 +236,7 @@ def data_label(source):
 
 def run_folder(out, paper, scale, data):
     "The folder `out/paper/scale-data` of a run; `data` maps roles to sources, of which equal ones are named once."
-    return Path(out)/paper/f"{scale}-{'-'.join(dict.fromkeys(map(data_label, data.values())))}"
+    return Path(out)/paper/f"{scale}-{'-'.join(data_label(source) for source in dict.fromkeys(data.values()))}"
 
 # %% ../nbs/library/00_runs.ipynb #3cebb982
 def make_writable(folder):
