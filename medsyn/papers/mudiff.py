@@ -331,15 +331,16 @@ class RegressionRecipe(Recipe):
         x0, told = asked(_mirrored(batch, draw), drawn_targets(draw, batch.images.shape[1], self.main, self.share))
         return (self.modules["network"](told.image) - x0).abs().float().mean()
 
+def _asked_step(recipe, main, share, batch, n_images, draw):
+    "A step of a plain diffusion model on whichever contrast is missing."
+    x0, told = asked(_mirrored(batch, draw), drawn_targets(draw, batch.images.shape[1], main, share))
+    return type(recipe).step(recipe, Batch(torch.cat([x0, told.image], dim=1)), n_images, draw)
+
 def plain_diffusion(settings, seed, name, task, channels, sums=None):
     "The recipe of a plain conditional diffusion model: `house_recipe`, told what the pair is told."
-    c, main = len(channels), channels.index(task[1])
+    c, main, share = len(channels), channels.index(task[1]), settings.main_share
     recipe = house_recipe(name, seed, 1, settings.widths, settings.rival_images, settings.medsyn_batch, settings.precision, told=2*c)
-    take_step = recipe.step
-    def step(batch, n_images, draw):
-        x0, told = asked(_mirrored(batch, draw), drawn_targets(draw, c, main, settings.main_share))
-        return take_step(Batch(torch.cat([x0, told.image], dim=1)), n_images, draw)
-    recipe.step, recipe.config = step, recipe.config | {"share": settings.main_share, **words_of(task, channels)}
+    recipe.step, recipe.config = partial(_asked_step, recipe, main, share), recipe.config | {"share": share, **words_of(task, channels)}
     return recipe
 
 # %% ../../nbs/papers/mudiff/model.ipynb #8b000027
