@@ -207,7 +207,10 @@ FILTERS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BIL
 
 @dataclass(frozen=True)
 class Resize:
-    "Bring the shorter side of uint8 images (n, c, h, w) to `size` pixels with Pillow's `method`, as torchvision does to Pillow images."
+    """Bring the shorter side of images (n, c, h, w) to `size` pixels with Pillow's `method`, as torchvision does to Pillow images.
+
+    uint8 stays uint8. float32 is resized as Pillow's mode F, every channel kept between its own smallest and largest value, which Pillow
+    leaves to the caller: bicubic and Lanczos overshoot at edges."""
     size: int
     method: str = "bilinear"
 
@@ -216,12 +219,13 @@ class Resize:
         if not self.size > 0: raise ValueError(f"resize: size must be a positive number of pixels, not {self.size}")
 
     def __call__(self, images):
-        assert images.dtype == np.uint8, "Pillow resizes 8-bit images"
+        assert images.dtype in (np.uint8, np.float32), "Pillow resizes uint8 and float32 images"
         n, c, h, w = images.shape
         new_h, new_w = (self.size, self.size*w//h) if h <= w else (self.size*h//w, self.size)
         planes = (Image.fromarray(plane) for plane in images.reshape(n*c, h, w))
-        resized = [np.asarray(plane.resize((new_w, new_h), FILTERS[self.method])) for plane in planes]
-        return np.stack(resized).reshape(n, c, new_h, new_w)
+        resized = np.stack([np.asarray(plane.resize((new_w, new_h), FILTERS[self.method])) for plane in planes])
+        resized = resized.reshape(n, c, new_h, new_w)
+        return resized if resized.dtype == np.uint8 else resized.clip(images.min((2, 3), keepdims=True), images.max((2, 3), keepdims=True))
 
     def masks(self, masks, images): return replace(self, method="nearest")(masks)
 
@@ -229,7 +233,9 @@ class Resize:
 PIECE = 512
 
 class Source(NamedTuple):
-    "What a reader gives: how many images, an iterator over pieces of them (m, c, h, w), labels, splits, and what else there is."
+    """What a reader gives: how many images, an iterator over pieces of them (m, c, h, w), labels, splits, and what else there is.
+
+    `masks` is an array, or what gives the masks of a piece for its slice of rows. `value_range` is that of the images."""
     n: int
     pieces: object
     labels: np.ndarray
@@ -238,6 +244,7 @@ class Source(NamedTuple):
     patients: np.ndarray = None
     slices: np.ndarray = None
     cases: np.ndarray = None
+    value_range: tuple = (0, 255)
 
 def consecutive(counts):
     "Splits of the given sizes, one behind the other."
@@ -354,7 +361,7 @@ def _archive(path, keys):
 
 # %% ../nbs/library/05_datasets.ipynb #3f93f122
 READERS = {"phantom": "datasets.PhantomReader", "npz-splits": "datasets.NpzSplits", "class-folders": "readers.ClassFolders",
-           "patient-folders": "readers.PatientFolders"}
+           "patient-folders": "readers.PatientFolders", "case-folders": "volumes.CaseFolders", "contrast-arrays": "volumes.ContrastArrays"}
 
 def _reader(manifest):
     "The reader that the manifest asks for, its options checked."
@@ -410,8 +417,9 @@ def _convert(source, manifest, steps, part):
     rows = _stream(source, steps, part) | {key: getattr(source, key) for key in ("labels", "patients", "slices", "cases")}
     for key in ("labels", "patients", "slices", "cases"):
         if rows[key] is not None: np.save(part/f"{key}.npy", rows[key], allow_pickle=False)
-    _finish(ImageSet(**rows, splits=source.splits, name=manifest.name, match=manifest.match, channels=tuple(manifest.channels),
-                     label_names=tuple(manifest.labels), licence=manifest.licence, redistribute_images=manifest.redistribute_images), part)
+    _finish(ImageSet(**rows, splits=source.splits, name=manifest.name, match=manifest.match, value_range=source.value_range,
+                     channels=tuple(manifest.channels), label_names=tuple(manifest.labels), licence=manifest.licence,
+                     redistribute_images=manifest.redistribute_images), part)
 
 # %% ../nbs/library/05_datasets.ipynb #086c4cfb
 def open_images(source, accepts, steps=(), root=None):

@@ -74,7 +74,7 @@ def array_digest(*arrays):
         array = np.asarray(array) if not isinstance(array, np.ndarray) else array
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         rows = array.reshape(len(array), -1) if array.ndim else array.reshape(1, 1)
-        for start in range(0, len(rows), 4096): digest.update(np.ascontiguousarray(rows[start:start + 4096]).tobytes())
+        for start in range(0, len(rows), 4096): digest.update(np.ascontiguousarray(rows[start:start + 4096]).reshape(-1).view(np.uint8))
     return digest.hexdigest()
 
 # %% ../nbs/library/00_runs.ipynb #d39d3315
