@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['commands', 'main', 'data_state', 'claims_here', 'doctor', 'runs_of', 'list_papers', 'data', 'data_list', 'data_check',
-           'data_fetch', 'run', 'report', 'sample_run', 'sample', 'evaluate_folders']
+           'data_fetch', 'run', 'report', 'sample_run', 'draw_case', 'sample', 'evaluate_folders']
 
 # %% ../nbs/library/34_cli.ipynb #ec95758e
 import os
@@ -205,6 +205,14 @@ def _told(generator, module, settings, variant, n, label, mask):
     return module.read_mask(mask, settings, variant, n) if mask else _class_condition(generator, variant, n, label)
 
 # %% ../nbs/library/34_cli.ipynb #0617c05b
+def _run_facts(run):
+    "(module of the paper, settings, first seed) of a run folder. `FileNotFoundError` if it is none."
+    if not (Path(run)/"provenance.json").exists():
+        raise FileNotFoundError(f"{run} is no run folder: expected one that `medsyn run` made, such as runs/PAPER/SCALE-DATA")
+    facts = read_json(Path(run)/"provenance.json")
+    module, parameters = paper_module(facts["paper"]), facts["parameters"]
+    return module, scale_settings(module.SCALES, parameters["scale"], parameters["settings"]), parameters["seeds"][0]
+
 def sample_run(run, n=64, out=None, variant="medsyn", seed=None, device="auto", label=None, mask=None):
     """Draw `n` samples from the networks of a run folder and return them, a `SampleSet`.
 
@@ -213,13 +221,10 @@ def sample_run(run, n=64, out=None, variant="medsyn", seed=None, device="auto", 
     `label`: the class wanted of a class-conditional variant, a number; without, all in turn. `mask`: the file of the mask that a
     mask-conditioned variant draws to. `ValueError` for a label or mask that it does not know."""
     if n < 1: raise ValueError(f"--n is {n}: expected at least 1 sample")
-    if not (Path(run)/"provenance.json").exists():
-        raise FileNotFoundError(f"{run} is no run folder: expected one that `medsyn run` made, such as runs/PAPER/SCALE-DATA")
-    facts, device = read_json(Path(run)/"provenance.json"), pick_device(device)
-    module = paper_module(facts["paper"])
-    parameters = facts["parameters"]
-    settings = scale_settings(module.SCALES, parameters["scale"], parameters["settings"])
-    first, out = parameters["seeds"][0], Path(out or Path(run)/"drawn"/variant)
+    module, settings, first = _run_facts(run)
+    if hasattr(module, "sample_case"):
+        raise ValueError(f"{module.__name__.split('.')[-1]} draws the contrast that a case lacks: give its folder with --image")
+    device, out = pick_device(device), Path(out or Path(run)/"drawn"/variant)
     generator = module.load_generator(run, settings, variant, first, device)
     condition = _told(generator, module, settings, variant, n, label, mask)
     samples = generator.generate(range(n), condition, Draw(first if seed is None else seed, device))
@@ -228,17 +233,33 @@ def sample_run(run, n=64, out=None, variant="medsyn", seed=None, device="auto", 
     for i, image in enumerate(samples.quantised().transpose(0, 2, 3, 1)): Image.fromarray(image.squeeze()).save(Path(out)/f"{i:05d}.png")
     return samples
 
+def draw_case(run, folder, out, variant="medsyn", seed=None, device="auto"):
+    """Draw the contrast that is missing in a case's `folder` of NIfTI files with the networks of a run: {name: path} of what was written.
+
+    Needs a paper that draws contrasts; `seed` keys the noise. `ValueError` for another paper, or what its `sample_case` refuses."""
+    module, settings, first = _run_facts(run)
+    if not hasattr(module, "sample_case"):
+        raise ValueError(f"--image {folder}: {module.__name__.split('.')[-1]} draws no missing contrast; leave it out")
+    device = pick_device(device)
+    return module.sample_case(run, settings, variant, folder, out, first, device, Draw(first if seed is None else seed, device))
+
 @commands.command()
 @click.argument("run_folder", metavar="RUN")
 @click.option("--n", default=64, show_default=True, help="How many.")
-@click.option("--out", default=None, help="Folder for samples.npz and the PNGs (default: drawn/VARIANT in RUN).")
+@click.option("--out", default=None, help="Folder for what is drawn (default: drawn/VARIANT in RUN).")
 @click.option("--variant", default="medsyn", show_default=True, help="Which of the paper's networks.")
 @click.option("--label", type=int, default=None, help="Number of the class wanted, for a class-conditional variant (default: all in turn).")
 @click.option("--mask", default=None, type=click.Path(exists=True, dir_okay=False), help="Picture of the mask to draw to.")
+@click.option("--image", default=None, type=click.Path(exists=True, file_okay=False),
+              help="Folder of a case (NIfTI), of which one contrast is missing.")
 @click.option("--seed", type=int, default=None, help="Key of the noise (default: the run's first seed).")
 @click.option("--device", default="auto", show_default=True)
-def sample(run_folder, n, out, variant, label, mask, seed, device):
+def sample(run_folder, n, out, variant, label, mask, image, seed, device):
     "Draw samples from a finished or published run."
+    if image:
+        if label is not None or mask: raise click.UsageError("--image goes without --label and --mask: leave them out")
+        written = draw_case(run_folder, image, out or Path(run_folder)/"drawn"/variant, variant, seed, device)
+        return click.echo("\n".join(f"{name}: {path}" for name, path in written.items()))
     samples = sample_run(run_folder, n, out, variant, seed, device, label, mask)
     where = out or Path(run_folder)/"drawn"/variant
     click.echo(f"{len(samples)} samples by {samples.made_by['generator']} ({samples.made_by['images_seen']:,} images seen) in {where}")

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['REPORTED', 'METRICS', 'ORDERS', 'HYPERPARAMETERS', 'PROTOCOL', 'COEFFICIENTS', 'CLAIMS', 'NETWORKS', 'FIGURES',
-           'DATA', 'SCALES', 'CODED', 'PRINTED', 'WITHOUT_MUTUAL', 'VARIANTS', 'RIVALS', 'doubled', 'open_contrasts',
-           'tasks_of', 'heads_of', 'weighted_sums', 'nearest_contrast', 'summed', 'asked', 'drawn_targets',
-           'epoch_cosine', 'mutual_loss', 'words_of', 'Alone', 'original', 'HousePair', 'PatchCritic', 'agreement',
-           'medsyn', 'Regression', 'RegressionRecipe', 'plain_diffusion', 'OnePass', 'Variant', 'training_folder',
-           'load_generator']
+           'DATA', 'SCALES', 'CODED', 'PRINTED', 'WITHOUT_MUTUAL', 'VARIANTS', 'RIVALS', 'ALIASES', 'doubled',
+           'open_contrasts', 'tasks_of', 'heads_of', 'weighted_sums', 'nearest_contrast', 'summed', 'asked',
+           'drawn_targets', 'epoch_cosine', 'mutual_loss', 'words_of', 'Alone', 'original', 'HousePair', 'PatchCritic',
+           'agreement', 'medsyn', 'Regression', 'RegressionRecipe', 'plain_diffusion', 'OnePass', 'Variant',
+           'training_folder', 'load_generator', 'sample_case']
 
 # %% ../../nbs/papers/mudiff/model.ipynb #8b000003
 from collections.abc import Callable
@@ -27,14 +27,16 @@ from ..blocks import Condition, Downsample, Embedding, ResidualBlock
 from ..datasets import Resize, open_images
 from ..generation import SampleSet, device_of, evaluating
 from .mask_ddpm_lesions import head_mask
+from .mudiff_doubt import doubt_of
 from .mudiff_networks import ContrastAware, ContrastSpecific, Critic, MutualPair
-from ..randomness import seeded
+from ..randomness import Draw, seeded
 from ..recipes import Autocast, diffusion_generator, house_recipe, weights_digest
 from ..results import Claim, Figure
 from ..runs import nearest, progress
 from ..samplers import ddim, spaced_timesteps
 from ..training import Batch, Recipe, constant, ema_half_life, load_checkpoint, restore, warm_up
 from ..unet import UNet, parameter_count
+from ..volumes import axial_slices, contrast_files, read_volume, resize_slices, scale_volume, write_volume
 
 # %% ../../nbs/papers/mudiff/model.ipynb #8b000007
 REPORTED = {  # data set, target: (PSNR, SSIM, MAE), each with its standard deviation over slices
@@ -67,7 +69,6 @@ _COUNTS = (
     ("brats-train-patients", "patients",   214,        "the six lists of the repository",             "lists",               "read"),
     ("brats-val-patients",   "patients",   61,         "the six lists of the repository",             "lists",               "read"),
     ("brats-test-patients",  "patients",   30,         "the six lists of the repository",             "lists",               "read"),
-    ("epochs-executed",      "epochs",     31,         "counted from the code; the argument is 30",   "training loop",       "inferred"),
 )
 COEFFICIENTS = (0.478255, 0.849206, 0.956418, 0.987404)     # beta of four steps
 
@@ -180,6 +181,7 @@ SCALES = {               #  smoke       laptop          gpu                  pap
     "timesteps":          (4,          4,              4,                   4),
     "batch":              (4,          4,              4,                   6),
     "images":             (64,         4_000,          24_000,              530_720),
+    "ablations":          (True,       True,           True,                True),
     "ablation_base":      (8,          8,              16,                  64),
     "ablation_images":    (32,         800,            8_000,               530_720),
     "widths":             ((8, 16),    (32, 64, 128),  (64, 128, 256, 256), (64, 128, 256, 256)),
@@ -434,3 +436,53 @@ def load_generator(run_folder, settings, variant="medsyn", seed=0, device="cpu",
     generator = chosen.generator(recipe, trained, settings)
     generator.words = words
     return generator
+
+# %% ../../nbs/papers/mudiff/model.ipynb #8b00002a
+ALIASES = {"pre-contrast": "T1", "post-contrast": "T1ce"}      # how the LGG slices name what files call otherwise
+
+def _given_volumes(folder, channels, patterns):
+    "({channel: Volume} of the contrasts in a case's folder, the one that is missing). `ValueError` unless just one is, or grids differ."
+    words = {ALIASES.get(channel, channel): channel for channel in channels}
+    files = contrast_files(folder, list(words), patterns, missing_ok=True)
+    missing = [channel for word, channel in words.items() if word not in files]
+    if len(missing) != 1:
+        said = f"{' and '.join(missing)} are missing" if missing else "all contrasts are there"
+        raise ValueError(f"{folder}: {said}; this model knows {', '.join(words)} and draws one from all the others")
+    volumes = {words[word]: read_volume(path) for word, path in files.items()}
+    (name, like), *others = volumes.items()
+    for other, volume in others:
+        if volume.array.shape == like.array.shape and np.allclose(volume.affine, like.affine, atol=1e-3): continue
+        both = f"{files[ALIASES.get(other, other)]} and {files[ALIASES.get(name, name)]}"
+        raise ValueError(f"{both} lie on different grids: register them first")
+    return volumes, missing[0]
+
+def sample_case(run_folder, settings, variant, folder, out, seed=0, device="cpu", draw=None, repeats=4, patterns=None):
+    """Draw the contrast that is missing in a case's folder and write it, and its doubt, to `out` as NIfTI: {name: path}.
+
+    The image is the mean of `repeats` samples, float32 in [0, 1]; `draw`: of the noise; `patterns`: see `contrast_files`.
+    `ValueError` for a case that does not lack exactly one contrast that the model draws, for volumes on different grids, and what
+    `read_volume` refuses."""
+    generator, chosen = load_generator(run_folder, settings, variant, seed, device), VARIANTS[variant]
+    channels, target = generator.words["channels"], generator.words["target"]
+    volumes, missing = _given_volumes(folder, channels, patterns)
+    if not chosen.ours and missing != target: raise ValueError(f"{variant} draws {target} only, but {missing} is missing: use medsyn")
+    def plane(channel):
+        if channel == missing: return np.zeros_like(plane(next(iter(volumes))))
+        return 2*resize_slices(axial_slices(scale_volume(volumes[channel].array)), settings.side) - 1
+    images = torch.from_numpy(np.stack([plane(channel) for channel in channels], axis=1))
+    task = ([word for word in generator.words["given"] if word != missing], missing)
+    condition, draw = chosen.condition(images, task, channels), draw or Draw(seed, device)
+    if chosen.kind in ("coded", "pair"): doubts, image = doubt_of(generator, condition, draw, repeats)
+    else: doubts, image = {}, torch.from_numpy(generator.generate(range(len(images)), condition, draw).images)
+    like, name = next(iter(volumes.values())), ALIASES.get(missing, missing)
+    inside = np.any([volume.array > 0 for volume in volumes.values()], axis=0)
+    parts = {name: (image.clamp(-1, 1) + 1)/2}
+    if doubts: parts[f"{name}_doubt"] = doubts.get("learnt scale", doubts["spread"])/2
+    for word, slices in parts.items():
+        write_volume(Path(out)/f"{word}.nii.gz", np.where(inside, _in_space(slices, like.array.shape), 0), like)
+    return {word: Path(out)/f"{word}.nii.gz" for word in parts}
+
+def _in_space(slices, shape):
+    "Axial slices (z, 1, side, side) as a volume (x, y, z) of this shape, in RAS+ order; see `axial_slices`."
+    x, y, _ = shape
+    return F.interpolate(slices, size=(y, x), mode="bilinear", align_corners=False)[:, 0].numpy().transpose(2, 1, 0)[::-1, ::-1]
