@@ -118,17 +118,42 @@ def memorisation_scores(audit, n_train, score=Score):
             make(id="lean", metric="share closer to train", better="equal", protocol="against equally many held-out images; 0.5 is no leak",
                  **estimate_fields(audit.lean.share))]
 
-def pair_scores(real, fake, masks=None, score=Score, seed=0, lpips=None):
-    """Image by image: MAE, PSNR, SSIM, and where images are large enough MS-SSIM, VIF and FSIM, as `Score`s.
+# %% ../nbs/library/33_evaluate.ipynb #6d00e002
+def _paired(metric, real, fake, value_range, mask, patients, seed):
+    "The fields of a `Score` that one metric fills: its mean with an interval, or why there is none."
+    try: return estimate_fields(score_pairs(real, fake, value_range, [metric], mask, patients, seed=seed)[metric.name])
+    except ValueError as error: return {"value": None, "needs": f"other pairs: {error}"}
 
-    `ImageSet`s of equal shape and value range, row i with row i; `masks` (n, 1, h, w) or None; `lpips`: a `PairMetric` or None."""
+def _marked(a, b, masks, patients):
+    "Pairs, their masks as bool, and their patients: those whose mask marks something. `ValueError` if there are none."
+    mask = torch.tensor(np.asarray(masks)).bool()
+    kept = mask.any((1, 2, 3))
+    if not kept.any(): raise ValueError(f"none of the {len(mask)} masks marks a pixel: give other masks, or leave masks out")
+    return a[kept], b[kept], mask[kept], None if patients is None else np.asarray(patients)[kept.numpy()]
+
+# %% ../nbs/library/33_evaluate.ipynb #6d00e003
+def pair_scores(real, fake, masks=None, score=Score, seed=0, lpips=None):
+    """Image by image: MAE, PSNR, SSIM, where images are large enough MS-SSIM, VIF and FSIM, and LPIPS, as `Score`s.
+
+    `ImageSet`s of equal shape and value range, row i with row i; `lpips`: a `PairMetric` or None; `masks`: (n, 1, h, w) or None. Pairs with
+    an empty mask are left out; LPIPS sees images that are black outside. Intervals are over patients where `real` names them.
+    `ValueError` if shapes differ, or every mask is empty.
+    """
     a, b = (torch.tensor(np.asarray(images.images), dtype=torch.float64) for images in (real, fake))
+    if a.shape != b.shape: raise ValueError(f"real images have the shape {tuple(a.shape)}, fake ones {tuple(b.shape)}: pair them")
+    mask, patients, left_out = None, real.patients, ""
+    if masks is not None:
+        a, b, mask, patients = _marked(a, b, masks, patients)
+        if len(a) < len(real): left_out = f"; {len(real) - len(a)} pairs with an empty mask left out"
+    def scored(metric, a, b, mask, where):
+        return score(id=metric.name, metric=metric.name, unit=metric.unit, better=metric.better, features="", n_real=len(a), n_fake=len(b),
+                     protocol=f"paired, data range {real.value_range}, {where}{left_out}",
+                     **_paired(metric, a, b, real.value_range, mask, patients, seed))
     names = ["mae", "psnr", "ssim", *(["ms_ssim", "vif", "fsim"] if min(real.size) >= 176 else [])]
-    metrics = [PAIR_METRICS[name] for name in names] + ([lpips] if lpips and masks is None else [])
-    mask, where = (None, "whole images") if masks is None else (torch.tensor(np.asarray(masks)).bool(), "inside the masks")
-    found = score_pairs(a, b, real.value_range, metrics, mask, real.patients, seed=seed)
-    make = partial(score, features="", n_real=len(a), n_fake=len(b), protocol=f"paired, data range {real.value_range}, {where}")
-    return [make(id=m.name, metric=m.name, unit=m.unit, better=m.better, **estimate_fields(found[m.name])) for m in metrics]
+    scores = [scored(PAIR_METRICS[name], a, b, mask, "whole images" if mask is None else "inside the masks") for name in names]
+    if lpips is None: return scores
+    if mask is None: return [*scores, scored(lpips, a, b, None, "whole images")]
+    return [*scores, scored(lpips, *(torch.where(mask, x, real.value_range[0]) for x in (a, b)), None, "black outside the masks")]
 
 # %% ../nbs/library/33_evaluate.ipynb #88e751c2
 @dataclass(frozen=True)
@@ -149,9 +174,12 @@ def _read(real, fake, train, paired, masks, skip_bad, value_range):
         if reading.images.images.shape[1:] != first.images.shape[1:]:
             raise ValueError(f"{name} images have the shape {reading.images.images.shape[1:]}, real ones {first.images.shape[1:]}: "
                              "bring them to one size and one number of channels first, in the way your model's users would")
-    if masks: readings[0] = read_masks(masks, first, skip_bad)
-    sets = [reading.images for reading in readings]
-    return _Sets(sets[0], sets[1], sets[2] if train else None, sets[0].masks, tuple(str(reading.report) for reading in readings))
+    sets, reports = [reading.images for reading in readings], [reading.report for reading in readings]
+    if masks:
+        sets[0], report = read_masks(masks, sets[0], skip_bad)
+        if paired: sets[1] = sets[1].take(np.flatnonzero(np.isin(sets[1].cases, sets[0].cases)))
+        reports.append(report)
+    return _Sets(sets[0], sets[1], sets[2] if train else None, sets[0].masks, tuple(map(str, reports)))
 
 # %% ../nbs/library/33_evaluate.ipynb #9d35f843
 def evaluate(real, fake, train=None, paired=False, masks=None, out="runs", name=None, skip_bad=False, value_range=None, seed=0,
@@ -159,7 +187,7 @@ def evaluate(real, fake, train=None, paired=False, masks=None, out="runs", name=
     """Compare a folder of generated images with a folder of real ones; returns the run folder `out`/evaluation/`name`.
 
     `train`: the generator's training images, for the audit of copies (`real` must then hold none of them); `paired`: also compare files
-    of equal names; `masks`: a folder of masks, for the paired metrics; `skip_bad`, `value_range`: as in `read_folder`.
+    of equal names; `masks`: a folder of masks, for the paired metrics (see `pair_scores`); `skip_bad`, `value_range`: as in `read_folder`.
     `ValueError` or `FileNotFoundError` names the file or folder that is wrong. Writes results.json, figures, tables and provenance.json;
     an evaluation that is there already, of the same images by the same code, is not repeated.
     """
@@ -171,6 +199,8 @@ def evaluate(real, fake, train=None, paired=False, masks=None, out="runs", name=
     if is_done(folder, mark): return folder
     data = {"role": "real", "name": Path(real).resolve().name, "match": "substitute"}
     score = partial(Score, variant="medsyn", data=data)
+    pairs = []
+    if paired: pairs = pair_scores(sets.real, sets.fake, sets.masks, score, seed, lpips_metric() if perceptual_available() else None)
     scores, figures = [], Figures(folder, f"{len(sets.real)} real, {len(sets.fake)} generated images")
     for extractor in extractors:
         scores += distribution_scores(extractor, sets.real, sets.fake, score, seed) + floor_scores(extractor, sets.real, score, seed)
@@ -178,7 +208,7 @@ def evaluate(real, fake, train=None, paired=False, masks=None, out="runs", name=
     if sets.real.labels is not None: scores += _classes(extractors[0], sets, figures, score, seed)
     figures.montage("samples", "Real and generated images, the first of each", _first(sets), note="One scale for all.")
     if sets.train: scores += _audit(sets, figures, score, seed, device)
-    if paired: scores += pair_scores(sets.real, sets.fake, sets.masks, score, seed, lpips_metric() if perceptual_available() else None)
+    scores += pairs
     about = {"real": {"name": data["name"], "match": "substitute", "licence": "your own"}}
     write_results(folder, "evaluation", "laptop", [seed], judge(scores, {}, "laptop"), figures.records, monotonic() - started,
                   hardware=hardware(device), notes=sets.notes, data=about)
