@@ -356,7 +356,7 @@ def _archive(path, keys):
 
 # %% ../nbs/library/05_datasets.ipynb #3f93f122
 READERS = {"phantom": "datasets.PhantomReader", "npz-splits": "datasets.NpzSplits", "class-folders": "readers.ClassFolders",
-           "patient-folders": "readers.PatientFolders"}
+           "patient-folders": "readers.PatientFolders", "mrnet": "mrnet.KneeExams"}
 
 def _reader(manifest):
     "The reader that the manifest asks for, its options checked."
