@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 
 from .heads import CONTRASTS, head_slices
+from .knees import knee_slices
 from .manifests import from_mapping, holds, load_manifest, locate, manifest_names, places, remembered_digest, verify
 from .phantoms import blood_cells
 from .runs import array_digest, cache_folder, nearest, progress, read_json, write_json
@@ -252,7 +253,8 @@ def consecutive(counts):
     return {name: np.arange(start, end) for name, start, end in zip(counts, ends[:-1], ends[1:], strict=True)}
 
 # %% ../nbs/library/05_datasets.ipynb #4a245f61
-GENERATORS = {"blood_cells": (blood_cells, ("red", "green", "blue")), "head_slices": (head_slices, CONTRASTS)}
+GENERATORS = {"blood_cells": (blood_cells, ("red", "green", "blue")), "head_slices": (head_slices, CONTRASTS),
+              "knee_slices": (knee_slices, ("T1",))}
 
 @dataclass(frozen=True)
 class PhantomReader:
@@ -361,7 +363,8 @@ def _archive(path, keys):
 
 # %% ../nbs/library/05_datasets.ipynb #3f93f122
 READERS = {"phantom": "datasets.PhantomReader", "npz-splits": "datasets.NpzSplits", "class-folders": "readers.ClassFolders",
-           "patient-folders": "readers.PatientFolders", "case-folders": "volumes.CaseFolders", "contrast-arrays": "volumes.ContrastArrays"}
+           "patient-folders": "readers.PatientFolders", "case-folders": "volumes.CaseFolders", "contrast-arrays": "volumes.ContrastArrays",
+           "mrnet": "mrnet.KneeExams"}
 
 def _reader(manifest):
     "The reader that the manifest asks for, its options checked."
