@@ -129,26 +129,29 @@ class AdversarialDiffusionRecipe(Recipe):
         if self.reuse:
             with self.minimise.autocast(): shared = self.round(batch, draw, "step")
         charged = n_images//self.batch_size % self.r1[1] == 0
-        said["critic"] = self.minimise("critic", partial(self._critic, shared, charged), batch, draw)
+        said["critic"] = self.minimise("critic", partial(_critic_half, self, shared, charged), batch, draw)
         with frozen(self.modules["critic"]):
-            self.minimise("generators", partial(self._generators, shared, said, len(batch)), batch, draw)
+            self.minimise("generators", partial(_generators_half, self, shared, said, len(batch)), batch, draw)
         return said
 
-    def _critic(self, shared, charged, batch, draw):
-        with torch.no_grad(): r = shared or self.round(batch, draw, "critic")
-        critic, rest = self.modules["critic"], (r.x_t, r.t, r.condition)
-        loss = critic_loss(critic(r.x_s, *rest)[0], [critic(x.detach(), *rest)[0] for x in r.candidates])
-        return loss + self.r1[0]*r1_penalty(critic, r.x_s, *rest) if charged and self.r1[0] else loss
+# %% ../nbs/library/15b_adversarial_diffusion.ipynb #15b00027
+def _critic_half(recipe, shared, charged, batch, draw):
+    "The critic's loss on one batch, with the penalty if it is `charged`."
+    with torch.no_grad(): r = shared or recipe.round(batch, draw, "critic")
+    critic, rest = recipe.modules["critic"], (r.x_t, r.t, r.condition)
+    loss = critic_loss(critic(r.x_s, *rest)[0], [critic(x.detach(), *rest)[0] for x in r.candidates])
+    return loss + recipe.r1[0]*r1_penalty(critic, r.x_s, *rest) if charged and recipe.r1[0] else loss
 
-    def _generators(self, shared, said, n, batch, draw):
-        r = shared or self.round(batch, draw, "generators")
-        judged = [self.modules["critic"](x, r.x_t, r.t, r.condition) for x in r.candidates]
-        losses = {"adversarial": generator_loss([logits for logits, _ in judged]),
-                  "distance": sum((image - r.x0).abs().float().mean() for image in r.answers.images)}
-        if r.answers.scales: losses["scale"] = scale_loss(r.answers, r.x0)
-        if self.mutual and len(judged) > 1: losses["mutual"] = self.mutual(r.answers, r.candidates, [seen for _, seen in judged])
-        for name, value in losses.items(): said[name] = said.get(name, 0) + value.detach()*(len(batch)/n)
-        return sum(self.weights.get(name, 0)*value for name, value in losses.items())
+def _generators_half(recipe, shared, said, n, batch, draw):
+    "The generators' weighted loss on one batch of a step on n images; the parts are added to `said`."
+    r = shared or recipe.round(batch, draw, "generators")
+    judged = [recipe.modules["critic"](x, r.x_t, r.t, r.condition) for x in r.candidates]
+    losses = {"adversarial": generator_loss([logits for logits, _ in judged]),
+              "distance": sum((image - r.x0).abs().float().mean() for image in r.answers.images)}
+    if r.answers.scales: losses["scale"] = scale_loss(r.answers, r.x0)
+    if recipe.mutual and len(judged) > 1: losses["mutual"] = recipe.mutual(r.answers, r.candidates, [seen for _, seen in judged])
+    for name, value in losses.items(): said[name] = said.get(name, 0) + value.detach()*(len(batch)/n)
+    return sum(recipe.weights.get(name, 0)*value for name, value in losses.items())
 
 # %% ../nbs/library/15b_adversarial_diffusion.ipynb #15b0001e
 class Predictor(nn.Module):

@@ -243,6 +243,7 @@ def draw_case(run, folder, out, variant="medsyn", seed=None, device="auto"):
     device = pick_device(device)
     return module.sample_case(run, settings, variant, folder, out, first, device, Draw(first if seed is None else seed, device))
 
+# %% ../nbs/library/34_cli.ipynb #34000001
 @commands.command()
 @click.argument("run_folder", metavar="RUN")
 @click.option("--n", default=64, show_default=True, help="How many.")

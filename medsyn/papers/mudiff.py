@@ -6,9 +6,9 @@
 __all__ = ['REPORTED', 'METRICS', 'ORDERS', 'HYPERPARAMETERS', 'PROTOCOL', 'COEFFICIENTS', 'CLAIMS', 'NETWORKS', 'FIGURES',
            'DATA', 'SCALES', 'CODED', 'PRINTED', 'WITHOUT_MUTUAL', 'VARIANTS', 'RIVALS', 'ALIASES', 'doubled',
            'open_contrasts', 'tasks_of', 'heads_of', 'weighted_sums', 'nearest_contrast', 'summed', 'asked',
-           'drawn_targets', 'epoch_cosine', 'mutual_loss', 'words_of', 'Alone', 'original', 'HousePair', 'PatchCritic',
-           'agreement', 'medsyn', 'Regression', 'RegressionRecipe', 'plain_diffusion', 'OnePass', 'Variant',
-           'training_folder', 'load_generator', 'sample_case']
+           'drawn_targets', 'epoch_cosine', 'mutual_loss', 'Alone', 'original', 'HousePair', 'PatchCritic', 'agreement',
+           'medsyn', 'Regression', 'RegressionRecipe', 'plain_diffusion', 'OnePass', 'Variant', 'training_folder',
+           'load_generator', 'sample_case']
 
 # %% ../../nbs/papers/mudiff/model.ipynb #8b000003
 from collections.abc import Callable
@@ -217,7 +217,7 @@ def mutual_loss(answers, candidates, maps, even=False):
 # %% ../../nbs/papers/mudiff/model.ipynb #8b00001d
 CODED, PRINTED = {"adversarial": 1.0, "distance": 0.5, "mutual": 0.1}, {"adversarial": 0.5, "distance": 1.0, "mutual": 0.1}
 
-def words_of(task, channels):
+def _words_of(task, channels):
     "What a training's configuration says of its task."
     return {"given": list(task[0]), "target": task[1], "channels": list(channels)}
 
@@ -240,7 +240,7 @@ def original(settings, seed, name, task, channels, weights=CODED, timesteps=None
                                       partial(torch.optim.Adam, lr=1.6e-4, betas=(0.5, 0.9)), rates, settings.batch, images, prepare,
                                       weights, latent=100, mutual=partial(mutual_loss, even=even), r1=(1.0, 10),
                                       config={"network": "mutual pair" if pair else "network 1", "base": base, "even": even,
-                                              **words_of(task, channels)})
+                                              **_words_of(task, channels)})
 
 # %% ../../nbs/papers/mudiff/model.ipynb #8b00001f
 class HousePair(nn.Module):
@@ -301,7 +301,7 @@ def medsyn(settings, seed, name, task, channels, sums=None):
                                       prepare, weights, latent=32, mutual=agreement, r1=(0.1, 16), reuse=True,
                                       ema=ema_half_life(min(5_000, images//8)), precision=settings.precision,
                                       config={"network": "house pair", "widths": list(settings.widths),
-                                              "share": settings.main_share, **words_of(task, channels)})
+                                              "share": settings.main_share, **_words_of(task, channels)})
 
 def _falling(rate, images): return lambda n: warm_up(rate, images//20)(n)*(1 + cos(pi*min(n/images, 1)))/2
 
@@ -322,7 +322,7 @@ class RegressionRecipe(Recipe):
         with seeded(seed, f"initial weights of {name}"): network = Regression(c, settings.widths, sums)
         network = network.to(memory_format=torch.channels_last)
         rate = 4e-4 if images > 10_000 else 1e-3
-        about = {"network": "regression U-Net", "widths": list(settings.widths), "share": self.share, **words_of(task, channels)}
+        about = {"network": "regression U-Net", "widths": list(settings.widths), "share": self.share, **_words_of(task, channels)}
         super().__init__({"network": network}, {"network": torch.optim.Adam(network.parameters(), lr=rate)},
                          {"network": _falling(rate, images)}, settings.medsyn_batch, images, about,
                          {"network": ema_half_life(min(5_000, images//8))})
@@ -342,7 +342,7 @@ def plain_diffusion(settings, seed, name, task, channels, sums=None):
     "The recipe of a plain conditional diffusion model: `house_recipe`, told what the pair is told."
     c, main, share = len(channels), channels.index(task[1]), settings.main_share
     recipe = house_recipe(name, seed, 1, settings.widths, settings.rival_images, settings.medsyn_batch, settings.precision, told=2*c)
-    recipe.step, recipe.config = partial(_asked_step, recipe, main, share), recipe.config | {"share": share, **words_of(task, channels)}
+    recipe.step, recipe.config = partial(_asked_step, recipe, main, share), recipe.config | {"share": share, **_words_of(task, channels)}
     return recipe
 
 # %% ../../nbs/papers/mudiff/model.ipynb #8b000027
@@ -362,6 +362,7 @@ class OnePass:
         indices = np.ascontiguousarray(indices, np.int64)
         return SampleSet(torch.cat(images).numpy(), indices, None, self.made_by | {"seed": 0 if draw is None else draw.seed})
 
+# %% ../../nbs/papers/mudiff/model.ipynb #8b00002d
 @dataclass(frozen=True)
 class Variant:
     "One way of doing this paper's task; `make`: (settings, seed, name, task, channels) -> Recipe; `kind`: coded, pair, one-pass or ddpm."
@@ -456,6 +457,7 @@ def _given_volumes(folder, channels, patterns):
         raise ValueError(f"{both} lie on different grids: register them first")
     return volumes, missing[0]
 
+# %% ../../nbs/papers/mudiff/model.ipynb #8b00002e
 def sample_case(run_folder, settings, variant, folder, out, seed=0, device="cpu", draw=None, repeats=4, patterns=None):
     """Draw the contrast that is missing in a case's folder and write it, and its doubt, to `out` as NIfTI: {name: path}.
 
