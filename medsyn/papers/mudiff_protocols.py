@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QUALITY', 'WINDOW', 'K1', 'K2', 'brain_mask', 'stretched', 'jpeg_round_trip', 'normalised', 'mean_scaled', 'mask_box',
-           'box_ssim', 'original_scores', 'summary', 'dilated_lesions', 'validation_scores']
+           'box_ssim', 'score_slice', 'original_scores', 'summary', 'dilated_lesions', 'validation_scores']
 
 # %% ../../nbs/papers/mudiff/protocols.ipynb #7e000004
 import io
@@ -102,7 +102,7 @@ def box_ssim(first, second, data_range):
     return float(((2*x*y + c1)*(2*xy + c2)/((x*x + y*y + c1)*(xx + yy + c2))).mean())
 
 # %% ../../nbs/papers/mudiff/protocols.ipynb #7e000026
-def _score_slice(reference, synthetic, mask):
+def score_slice(reference, synthetic, mask):
     "(PSNR in dB, SSIM, MAE) of two slices (h, w) within a bool mask (h, w), by the original's protocol; NaN if the mask is empty."
     if not mask.any(): return np.nan, np.nan, np.nan
     box = mask_box(mask)
@@ -125,7 +125,7 @@ def original_scores(reference, synthetic, masks):
                          f"found {reference.shape}, {synthetic.shape} and {masks.dtype} {masks.shape}")
     least = min(reference.min(), synthetic.min())
     if least < 0: raise ValueError(f"expected a background of 0, found values from {least:g}: use jpeg_round_trip, or bring both to [0, 1]")
-    values = np.array([_score_slice(*three) for three in zip(reference, synthetic, masks, strict=True)])
+    values = np.array([score_slice(*three) for three in zip(reference, synthetic, masks, strict=True)])
     return dict(zip(("psnr", "ssim", "mae"), values.T, strict=True))
 
 # %% ../../nbs/papers/mudiff/protocols.ipynb #7e000027
