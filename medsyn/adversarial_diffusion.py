@@ -65,9 +65,12 @@ def generator_loss(fakes):
     return sum(F.softplus(-fake.float()).mean() for fake in fakes)
 
 def r1_penalty(critic, x_s, *rest):
-    "Half the mean squared slope of `critic`(x_s, *rest)[0] in x_s (n, ...): a scalar to differentiate (Mescheder et al. 2018, Eq. 9)."
+    """Half the mean squared slope of `critic`(x_s, *rest)[0] in x_s (n, ...): a scalar to differentiate (Mescheder et al. 2018, Eq. 9).
+
+    Of logits that are one a patch the slope of their mean over the image is taken."""
     at = x_s.detach().requires_grad_()
-    slope, = torch.autograd.grad(critic(at.view_as(at), *rest)[0].float().sum(), at, create_graph=True)
+    scores = critic(at.view_as(at), *rest)[0].float().reshape(len(x_s), -1).mean(1)
+    slope, = torch.autograd.grad(scores.sum(), at, create_graph=True)
     return slope.flatten(1).square().sum(1).mean()/2
 
 # %% ../nbs/library/15b_adversarial_diffusion.ipynb #15b00018

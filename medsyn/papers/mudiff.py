@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REPORTED', 'METRICS', 'ORDERS', 'HYPERPARAMETERS', 'PROTOCOL', 'COEFFICIENTS', 'CLAIMS', 'NETWORKS', 'FIGURES',
            'DATA', 'SCALES', 'CODED', 'PRINTED', 'WITHOUT_MUTUAL', 'VARIANTS', 'RIVALS', 'ALIASES', 'doubled',
-           'open_contrasts', 'tasks_of', 'heads_of', 'weighted_sums', 'nearest_contrast', 'summed', 'asked',
+           'open_contrasts', 'task_for', 'tasks_of', 'heads_of', 'weighted_sums', 'nearest_contrast', 'summed', 'asked',
            'drawn_targets', 'epoch_cosine', 'mutual_loss', 'Alone', 'original', 'HousePair', 'PatchCritic', 'agreement',
            'medsyn', 'Regression', 'RegressionRecipe', 'plain_diffusion', 'OnePass', 'Variant', 'training_folder',
            'load_generator', 'sample_case']
@@ -125,6 +125,13 @@ def open_contrasts(source, side):
     images.check_patients()
     return images
 
+def task_for(images, target="default"):
+    "The task of an `ImageSet` whose target has this name. `ValueError` names the targets there are."
+    tasks = {task[1]: task for task in reversed(tasks_of(images))}
+    if target == "default": return tasks_of(images)[0]
+    if target not in tasks: raise ValueError(f"{images.name} has no contrast {target!r}: {nearest(target, tasks)}")
+    return tasks[target]
+
 def tasks_of(images):
     "Tasks ((given contrasts, in order), target) of an `ImageSet`, the default first: the original's, or the last contrast from the others."
     names = images.channels
@@ -140,11 +147,18 @@ def heads_of(images, given):
     return np.stack([head_mask(image) for image in pixels])[:, None]
 
 # %% ../../nbs/papers/mudiff/model.ipynb #8b000013
+def _pixels(images, heads):
+    "Pieces (m, c) float64 of the pixels of an `ImageSet` inside bool `heads` (n, 1, h, w), in [-1, 1], 256 slices at a time."
+    for rows in np.array_split(np.arange(len(images)), -(-len(images)//256)):
+        yield images.tensor(rows).numpy().transpose(0, 2, 3, 1)[heads[rows, 0]].astype(np.float64)
+
 def weighted_sums(images, heads):
     "For each target the least-squares weights of all contrasts (0 for itself) and a constant: float32 (c, c + 1), in [-1, 1] units."
-    c, inside = images.images.shape[1], np.broadcast_to(heads, (len(images), 1, *images.size))[:, 0]
-    x = np.stack([images.tensor()[:, k].numpy()[inside] for k in range(c)] + [np.ones(inside.sum(), np.float32)], 1).astype(np.float64)
-    table, gram = np.zeros((c, c + 1)), x.T @ x
+    c = images.images.shape[1]
+    table, gram = np.zeros((c, c + 1)), np.zeros((c + 1, c + 1))
+    for x in _pixels(images, heads):
+        x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+        gram += x.T @ x
     for target in range(c):
         others = [k for k in range(c + 1) if k != target]
         table[target, others] = np.linalg.solve(gram[np.ix_(others, others)] + 1e-6*np.eye(c), gram[others, target])
@@ -152,8 +166,8 @@ def weighted_sums(images, heads):
 
 def nearest_contrast(images, heads, target):
     "The number of the contrast with the smallest mean absolute difference to `target`, in the heads of these images."
-    x, inside = images.tensor().numpy(), heads[:, 0]
-    errors = [np.abs(x[:, k] - x[:, target])[inside].mean() if k != target else np.inf for k in range(x.shape[1])]
+    errors = sum(np.abs(x - x[:, target:target + 1]).sum(0) for x in _pixels(images, heads))
+    errors[target] = np.inf
     return int(np.argmin(errors))
 
 def summed(table, image):
@@ -175,18 +189,19 @@ def drawn_targets(draw, contrasts, main, share):
 
 # %% ../../nbs/papers/mudiff/model.ipynb #8b000018
 SCALES = {               #  smoke       laptop          gpu                  paper
+    "target":             ("default",  "default",      "default",           "default"),
     "side":               (16,         64,             128,                 256),
     "base":               (8,          16,             32,                  64),
     "critic_blocks":      (4,          6,              6,                   6),
     "timesteps":          (4,          4,              4,                   4),
     "batch":              (4,          4,              4,                   6),
-    "images":             (64,         4_000,          24_000,              530_720),
-    "ablations":          (True,       True,           True,                True),
+    "images":             (64,         4_000,          6_000,               530_720),
+    "ablations":          (True,       True,           True,                False),
     "ablation_base":      (8,          8,              16,                  64),
-    "ablation_images":    (32,         800,            8_000,               530_720),
+    "ablation_images":    (32,         400,            4_000,               530_720),
     "widths":             ((8, 16),    (32, 64, 128),  (64, 128, 256, 256), (64, 128, 256, 256)),
-    "medsyn_images":      (320,        20_000,         160_000,             1_000_000),
-    "rival_images":       (960,        60_000,         480_000,             3_000_000),
+    "medsyn_images":      (320,        20_000,         40_000,              1_000_000),
+    "rival_images":       (960,        60_000,         120_000,             3_000_000),
     "medsyn_batch":       (16,         16,             32,                  32),
     "precision":          ("fp32",     "bf16",         "bf16",              "bf16"),
     "adversarial":        (0.05,       0.05,           0.05,                0.05),
@@ -197,7 +212,6 @@ SCALES = {               #  smoke       laptop          gpu                  pap
     "repeats":            (2,          8,              8,                   8),
     "segmenter_images":   (640,        10_000,         60_000,              60_000),
     "segmenter_seeds":    (1,          3,              3,                   3),
-    "audit_images":       (40,         100,            500,                 500),
     "resamples":          (50,         200,            200,                 200),
 }
 assert all(len(row) == 4 for row in SCALES.values())
@@ -236,11 +250,13 @@ def original(settings, seed, name, task, channels, weights=CODED, timesteps=None
         networks, critic = (MutualPair if pair else Alone)(len(given), base), Critic(base, settings.critic_blocks)
     def prepare(batch, draw): return batch.images[:, target:target + 1], Condition(image=batch.images[:, given])
     rates = {"generators": epoch_cosine(1.6e-4, images), "critic": epoch_cosine(1e-4, images)}
-    return AdversarialDiffusionRecipe(networks, critic, few_step_schedule(timesteps or settings.timesteps),
+    recipe = AdversarialDiffusionRecipe(networks, critic, few_step_schedule(timesteps or settings.timesteps),
                                       partial(torch.optim.Adam, lr=1.6e-4, betas=(0.5, 0.9)), rates, settings.batch, images, prepare,
                                       weights, latent=100, mutual=partial(mutual_loss, even=even), r1=(1.0, 10),
                                       config={"network": "mutual pair" if pair else "network 1", "base": base, "even": even,
                                               **_words_of(task, channels)})
+    if settings.batch > 4 and settings.batch % 4: recipe.micro_batch = 3        # what its critic can compare at a time, as on one GPU
+    return recipe
 
 # %% ../../nbs/papers/mudiff/model.ipynb #8b00001f
 class HousePair(nn.Module):
@@ -342,6 +358,8 @@ def plain_diffusion(settings, seed, name, task, channels, sums=None):
     "The recipe of a plain conditional diffusion model: `house_recipe`, told what the pair is told."
     c, main, share = len(channels), channels.index(task[1]), settings.main_share
     recipe = house_recipe(name, seed, 1, settings.widths, settings.rival_images, settings.medsyn_batch, settings.precision, told=2*c)
+    recipe.learning_rates = {"network": _falling(recipe.learning_rates["network"](10**9), settings.rival_images)}     # as its rivals
+    recipe.condition = lambda batch, draw: Condition(image=batch.images[:, 1:])                                      # nothing dropped
     recipe.step, recipe.config = partial(_asked_step, recipe, main, share), recipe.config | {"share": share, **_words_of(task, channels)}
     return recipe
 
