@@ -23,9 +23,10 @@ from ..diffusion import Denoiser, check_choice, linear_schedule
 from ..generation import device_of
 from ..mrnet import one_channel
 from .mudiff import OnePass
-from .srddpm_networks import BOTTLENECKS, OPTIMISER, PLANS, CascadeUNet
+from .srddpm_networks import BOTTLENECKS, OPTIMISER, PLANS, CascadeUNet, placed, scrambled
+from .srddpm_protocols import LABELLED, SLICES
 from ..randomness import seeded
-from ..recipes import DiffusionRecipe, diffusion_generator, weights_digest
+from ..recipes import DiffusionRecipe, diffusion_generator, training_flops, weights_digest
 from ..results import Claim, Figure
 from ..samplers import ancestral, ddim, spaced_timesteps
 from ..training import Recipe, constant, ema_half_life, keep_weights, kept_weights, restore, warm_up
@@ -150,7 +151,7 @@ SCALES = {                  #  smoke         laptop         gpu                 
     "timesteps":             ((2000, 1000), (2000, 1000),  (2000, 1000),        (2000, 1000)),
     "batch":                 (16,           16,            16,                  16),
     "images":                (128,          20_000,        20_000,              1_518_000),
-    "rate":                  (1e-3,         5e-4,          2e-4,                1e-4),
+    "rate":                  (1e-3,         1e-3,          3e-4,                1e-4),
     "evaluations":           (10,           50,            100,                 0),
     "widths":                ((8, 16),      (32, 64, 128), (64, 128, 256),      (64, 128, 256, 256)),
     "medsyn_images":         (320,          20_000,        50_000,              1_000_000),
