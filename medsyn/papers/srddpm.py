@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEASURES', 'REPORTED', 'PROTOCOLS', 'VARIANT_OF', 'CLAIMS', 'NETWORKS', 'FIGURES', 'DATA', 'SCALES', 'BLOCKS',
            'KINDS', 'CELLS', 'VARIANTS', 'counted', 'open_slices', 'UnitRecipe', 'original_recipe', 'Enlarger',
-           'EnlargerRecipe', 'Variant', 'work_of', 'train_variant', 'Slices', 'load_generator']
+           'EnlargerRecipe', 'Variant', 'work_of', 'train_variant', 'Slices', 'load_generator', 'EnlargerPass']
 
 # %% ../../nbs/papers/srddpm/model.ipynb #5a000003
 from dataclasses import dataclass, replace
@@ -335,8 +335,16 @@ def load_generator(run_folder, settings, variant="medsyn", seed=0, device="cpu",
                "weights": "-".join(made["weights"][:8] for made in about), "images_seen": about[-1]["images_seen"], **told}
     return Slices(inside, made_by, (-1, 1) if chosen.kind == "medsyn" else (0, 1))
 
+class EnlargerPass(OnePass):
+    "One pass of an `Enlarger`; a condition's image (n, 1, s, s) is what it enlarges, and `ValueError` says so if there is none."
+    def generate(self, indices, condition=None, draw=None, on_step=None, label="sampling"):
+        "The enlarged images of a condition, a `SampleSet`; nothing random."
+        if getattr(condition, "image", None) is None:
+            raise ValueError("the regression network enlarges images and draws none from noise: give some, or choose another variant")
+        return super().generate(indices, condition, draw, on_step, label)
+
 def _one_pass(recipe, trained):
     network = trained.network()
     about = {"generator": "regression", "sampler": "one pass", "evaluations": 1, "images_seen": trained.n_images,
              "weights": weights_digest(network)[:16], "device": device_of(network).type}
-    return OnePass(network, recipe.precision, about)
+    return EnlargerPass(network, recipe.precision, about)
