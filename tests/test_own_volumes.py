@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from medsyn.heads import CONTRASTS, head_slices
+from medsyn.papers.mudiff import _slices_for, open_contrasts
 from medsyn.results import read_results
+from medsyn.volumes import read_volume
 
 MEDSYN = Path(sys.executable).with_name("medsyn")
 MANIFEST = """\
@@ -21,7 +23,7 @@ of: brats2019
 licence: mine
 redistribute_images: false
 files: [{path: mine/}]
-reader: {kind: case-folders, size: 32, slices: 6, mask: seg, splits: {train: rest, test: [case-6, case-7]}}
+reader: {kind: case-folders, size: 256, slices: 6, mask: seg, splits: {train: rest, test: [case-6, case-7]}}
 channels: [T1, T1ce, T2, FLAIR]
 patients: one folder each
 split: by patient
@@ -61,6 +63,17 @@ def own(tmp_path_factory):
 
 def test_the_manifest_is_short():
     assert len(MANIFEST.splitlines()) <= 15
+
+
+def test_a_case_is_sized_as_training_sized_it(own, monkeypatch):
+    folder, _, _ = own
+    monkeypatch.setenv("MEDSYN_CACHE", str(folder/"cache"))
+    images = open_contrasts(folder/"data", 16)
+    volumes = {name: read_volume(folder/"data"/"mine"/"case-6"/f"x_{name}.nii.gz") for name in ("FLAIR", "T1")}
+    seen = _slices_for(volumes, list(images.channels), 16)
+    trained = 2*np.asarray(images.images)[images.patients == "case-6"] - 1
+    for k, name in enumerate(images.channels):
+        assert np.abs(seen[:, k].numpy() - (trained[:, k] if name in volumes else 0)).max() < 1e-6
 
 
 def test_a_run_on_own_volumes_is_whole(own):

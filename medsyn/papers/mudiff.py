@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REPORTED', 'METRICS', 'ORDERS', 'HYPERPARAMETERS', 'PROTOCOL', 'COEFFICIENTS', 'CLAIMS', 'NETWORKS', 'FIGURES',
-           'DATA', 'SCALES', 'CODED', 'PRINTED', 'WITHOUT_MUTUAL', 'VARIANTS', 'RIVALS', 'ALIASES', 'doubled',
+           'DATA', 'SCALES', 'CODED', 'PRINTED', 'WITHOUT_MUTUAL', 'VARIANTS', 'RIVALS', 'ALIASES', 'STORED', 'doubled',
            'open_contrasts', 'task_for', 'tasks_of', 'heads_of', 'weighted_sums', 'nearest_contrast', 'summed', 'asked',
            'drawn_targets', 'epoch_cosine', 'mutual_loss', 'Alone', 'original', 'HousePair', 'PatchCritic', 'agreement',
            'medsyn', 'Regression', 'RegressionRecipe', 'plain_diffusion', 'OnePass', 'Variant', 'training_folder',
@@ -476,6 +476,22 @@ def _given_volumes(folder, channels, patterns):
     return volumes, missing[0]
 
 # %% ../../nbs/papers/mudiff/model.ipynb #8b00002e
+STORED = 256      # pixels a side: readers of volumes keep slices so, and training brings those to a model's side
+
+def _slices_for(volumes, channels, side):
+    "Float32 (z, channels, side, side) in [-1, 1] of given volumes, sized in the two steps of training; 0 where a channel is missing."
+    stored = {name: resize_slices(axial_slices(scale_volume(volume.array)), STORED) for name, volume in volumes.items()}
+    images = Resize(side)(np.stack(list(stored.values()), axis=1))
+    out = torch.zeros(len(images), len(channels), side, side)
+    out[:, [channels.index(name) for name in stored]] = 2*torch.from_numpy(images) - 1
+    return out
+
+def _in_space(slices, shape):
+    "Axial slices (z, 1, side, side) as a volume (x, y, z) of this shape, in RAS+ order; see `axial_slices`."
+    x, y, _ = shape
+    return F.interpolate(slices, size=(y, x), mode="bilinear", align_corners=False)[:, 0].numpy().transpose(2, 1, 0)[::-1, ::-1]
+
+# %% ../../nbs/papers/mudiff/model.ipynb #741d29e8
 def sample_case(run_folder, settings, variant, folder, out, seed=0, device="cpu", draw=None, repeats=4, patterns=None):
     """Draw the contrast that is missing in a case's folder and write it, and its doubt, to `out` as NIfTI: {name: path}.
 
@@ -486,10 +502,7 @@ def sample_case(run_folder, settings, variant, folder, out, seed=0, device="cpu"
     channels, target = generator.words["channels"], generator.words["target"]
     volumes, missing = _given_volumes(folder, channels, patterns)
     if not chosen.ours and missing != target: raise ValueError(f"{variant} draws {target} only, but {missing} is missing: use medsyn")
-    def plane(channel):
-        if channel == missing: return np.zeros_like(plane(next(iter(volumes))))
-        return 2*resize_slices(axial_slices(scale_volume(volumes[channel].array)), settings.side) - 1
-    images = torch.from_numpy(np.stack([plane(channel) for channel in channels], axis=1))
+    images = _slices_for(volumes, channels, settings.side)
     task = ([word for word in generator.words["given"] if word != missing], missing)
     condition, draw = chosen.condition(images, task, channels), draw or Draw(seed, device)
     if chosen.kind in ("coded", "pair"): doubts, image = doubt_of(generator, condition, draw, repeats)
@@ -501,8 +514,3 @@ def sample_case(run_folder, settings, variant, folder, out, seed=0, device="cpu"
     for word, slices in parts.items():
         write_volume(Path(out)/f"{word}.nii.gz", np.where(inside, _in_space(slices, like.array.shape), 0), like)
     return {word: Path(out)/f"{word}.nii.gz" for word in parts}
-
-def _in_space(slices, shape):
-    "Axial slices (z, 1, side, side) as a volume (x, y, z) of this shape, in RAS+ order; see `axial_slices`."
-    x, y, _ = shape
-    return F.interpolate(slices, size=(y, x), mode="bilinear", align_corners=False)[:, 0].numpy().transpose(2, 1, 0)[::-1, ::-1]
