@@ -129,7 +129,7 @@ def tile(images, columns, gap=1):
     return sheet.transpose(0, 2, 1, 3, 4).reshape(lines*(h + gap), columns*(w + gap), 3)[:-gap or None, :-gap or None]
 
 # %% ../nbs/library/34_figures.ipynb #9af13f8b
-NARROW, WIDE, MAGNIFY, AREA = 560, 1000, 8, 600_000    # narrowest and widest canvas, largest magnification, most pixels of a sheet
+NARROW, WIDE, MAGNIFY, AREA = 560, 1000, 8, 640_000    # narrowest and widest canvas, largest magnification, most pixels of a sheet
 GUTTER_CHARACTERS = 15                                 # row labels wrap there
 
 def montage_layout(height, width, label_length):

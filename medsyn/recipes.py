@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DiffusionRecipe', 'Autocast', 'training_flops', 'measured_rate', 'Work', 'cost_row', 'weights_digest',
-           'generate_within', 'joined', 'house_recipe', 'diffusion_generator', 'rates_in_turn']
+           'generate_within', 'joined', 'house_recipe', 'diffusion_generator', 'OnePass', 'rates_in_turn']
 
 # %% ../nbs/library/17_recipes.ipynb #f0434523
 import copy
@@ -23,10 +23,10 @@ from torch import nn
 
 from .blocks import Condition
 from .diffusion import Denoiser, cosine_schedule, diffusion_loss, untold
-from .generation import DiffusionGenerator, SampleSet, device_of
+from .generation import DiffusionGenerator, SampleSet, device_of, evaluating
 from .intervals import Estimate
 from .randomness import Draw, seeded
-from .runs import array_digest, hardware, read_json, write_json
+from .runs import array_digest, hardware, progress, read_json, write_json
 from .training import PRECISIONS, Batch, Recipe, _Minimiser, configuration, ema_half_life, fit, warm_up
 from .unet import UNet, counting_flops, forward_flops, parameter_count
 
@@ -210,6 +210,23 @@ def diffusion_generator(recipe, trained, shape, name, sampler, timesteps, batch_
     about = {"generator": name, "sampler": title, "evaluations": evaluations, "images_seen": trained.n_images,
              "weights": weights_digest(network)[:16], "device": device_of(network).type, **changes}
     return DiffusionGenerator(denoiser, partial(function, timesteps=timesteps, **changes), shape, about, batch_size)
+
+# %% ../nbs/library/17_recipes.ipynb #f940da36
+@dataclass
+class OnePass:
+    "Generates by one pass of a network from an image to an image, in `precision`; called like the other generators."
+    network: nn.Module
+    precision: str
+    made_by: dict
+    def generate(self, indices, condition=None, draw=None, on_step=None, label="sampling"):
+        "The answers to the rows of the `image` of a `Condition`, a `SampleSet`; nothing random."
+        network, images = Autocast(self.network, self.precision), []
+        with evaluating(self.network), torch.inference_mode(), progress(len(indices), label) as line:
+            for part in condition.image.split(64):
+                images.append(network(part.to(device_of(self.network))).float().cpu())
+                line.update(sum(map(len, images)))
+        indices = np.ascontiguousarray(indices, np.int64)
+        return SampleSet(torch.cat(images).numpy(), indices, None, self.made_by | {"seed": 0 if draw is None else draw.seed})
 
 # %% ../nbs/library/17_recipes.ipynb #f2db8f96
 def rates_in_turn(recipes, images, slices=3, seconds=10.0, device="cpu", keep=None):

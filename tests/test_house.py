@@ -17,6 +17,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from medsyn.cli import papers_table
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SKIPPED = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.egg-info")
 MACHINE_PATH = re.compile(r"(?<![\w.:/~])/(?:home|root|work|tmp|opt|mnt|Users|usr/local/lib)/[\w.-]+")
@@ -94,6 +96,11 @@ def test_notebooks_are_clean(regenerated):
 def test_readme_is_what_the_index_says(tmp_path):
     run(sys.executable, ".ci/readme.py", tmp_path / "README.md")
     assert (tmp_path / "README.md").read_text() == (REPOSITORY / "README.md").read_text(), "README.md is out of step: `make readme`"
+
+
+def test_readme_shows_the_results_that_are_here():
+    table = papers_table(REPOSITORY / "results")
+    assert table in (REPOSITORY / "README.md").read_text(), "execute nbs/index.ipynb anew, then `make readme`"
 
 
 # --- lint ------------------------------------------------------------------------------------------------------------

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['REPORTED', 'METRICS', 'ORDERS', 'HYPERPARAMETERS', 'PROTOCOL', 'COEFFICIENTS', 'CLAIMS', 'NETWORKS', 'FIGURES',
-           'DATA', 'SCALES', 'CODED', 'PRINTED', 'WITHOUT_MUTUAL', 'VARIANTS', 'RIVALS', 'ALIASES', 'STORED', 'doubled',
-           'open_contrasts', 'task_for', 'tasks_of', 'heads_of', 'weighted_sums', 'nearest_contrast', 'summed', 'asked',
-           'drawn_targets', 'epoch_cosine', 'mutual_loss', 'Alone', 'original', 'HousePair', 'PatchCritic', 'agreement',
-           'medsyn', 'Regression', 'RegressionRecipe', 'plain_diffusion', 'OnePass', 'Variant', 'training_folder',
-           'load_generator', 'sample_case']
+           'DATA', 'SCALES', 'CODED', 'PRINTED', 'WITHOUT_MUTUAL', 'VARIANTS', 'RIVALS', 'DRAWS_FROM_NOISE', 'ALIASES',
+           'STORED', 'doubled', 'open_contrasts', 'task_for', 'tasks_of', 'heads_of', 'weighted_sums',
+           'nearest_contrast', 'summed', 'asked', 'drawn_targets', 'epoch_cosine', 'mutual_loss', 'Alone', 'original',
+           'HousePair', 'PatchCritic', 'agreement', 'medsyn', 'Regression', 'RegressionRecipe', 'plain_diffusion',
+           'Variant', 'training_folder', 'load_generator', 'sample_case']
 
 # %% ../../nbs/papers/mudiff/model.ipynb #8b000003
 from collections.abc import Callable
@@ -25,14 +25,14 @@ from torch import nn
 from ..adversarial_diffusion import AdversarialDiffusionRecipe, Answers, few_step_generator, few_step_schedule
 from ..blocks import Condition, Downsample, Embedding, ResidualBlock
 from ..datasets import Resize, open_images
-from ..generation import SampleSet, device_of, evaluating
+from ..generation import device_of
 from .mask_ddpm_lesions import head_mask
 from .mudiff_doubt import doubt_of
 from .mudiff_networks import ContrastAware, ContrastSpecific, Critic, MutualPair
 from ..randomness import Draw, seeded
-from ..recipes import Autocast, diffusion_generator, house_recipe, weights_digest
+from ..recipes import OnePass, diffusion_generator, house_recipe, weights_digest
 from ..results import Claim, Figure
-from ..runs import nearest, progress
+from ..runs import nearest
 from ..samplers import ddim, spaced_timesteps
 from ..training import Batch, Recipe, constant, ema_half_life, load_checkpoint, restore, warm_up
 from ..unet import UNet, parameter_count
@@ -204,7 +204,7 @@ SCALES = {               #  smoke       laptop          gpu                  pap
     "rival_images":       (960,        60_000,         120_000,             3_000_000),
     "medsyn_batch":       (16,         16,             32,                  32),
     "precision":          ("fp32",     "bf16",         "bf16",              "bf16"),
-    "adversarial":        (0.05,       0.05,           0.05,                0.05),
+    "adversarial":        (0.05,       0.01,           0.01,                0.01),
     "medsyn_timesteps":   (2,          2,              2,                   2),
     "ddpm_evaluations":   (10,         25,             50,                  50),
     "main_share":         (0.5,        0.5,            0.5,                 0.5),
@@ -363,23 +363,6 @@ def plain_diffusion(settings, seed, name, task, channels, sums=None):
     recipe.step, recipe.config = partial(_asked_step, recipe, main, share), recipe.config | {"share": share, **_words_of(task, channels)}
     return recipe
 
-# %% ../../nbs/papers/mudiff/model.ipynb #8b000027
-@dataclass
-class OnePass:
-    "Generates by one pass of a `Regression` in `precision`; called like the other generators."
-    network: nn.Module
-    precision: str
-    made_by: dict
-    def generate(self, indices, condition=None, draw=None, on_step=None, label="sampling"):
-        "The answers to the rows of `condition`, a `SampleSet`; nothing random."
-        network, images = Autocast(self.network, self.precision), []
-        with evaluating(self.network), torch.inference_mode(), progress(len(indices), label) as line:
-            for part in condition.image.split(64):
-                images.append(network(part.to(device_of(self.network))).float().cpu())
-                line.update(sum(map(len, images)))
-        indices = np.ascontiguousarray(indices, np.int64)
-        return SampleSet(torch.cat(images).numpy(), indices, None, self.made_by | {"seed": 0 if draw is None else draw.seed})
-
 # %% ../../nbs/papers/mudiff/model.ipynb #8b00002d
 @dataclass(frozen=True)
 class Variant:
@@ -457,6 +440,7 @@ def load_generator(run_folder, settings, variant="medsyn", seed=0, device="cpu",
     return generator
 
 # %% ../../nbs/papers/mudiff/model.ipynb #8b00002a
+DRAWS_FROM_NOISE = False                                       # for `medsyn sample`: it needs a case
 ALIASES = {"pre-contrast": "T1", "post-contrast": "T1ce"}      # how the LGG slices name what files call otherwise
 
 def _given_volumes(folder, channels, patterns):
@@ -491,7 +475,7 @@ def _in_space(slices, shape):
     x, y, _ = shape
     return F.interpolate(slices, size=(y, x), mode="bilinear", align_corners=False)[:, 0].numpy().transpose(2, 1, 0)[::-1, ::-1]
 
-# %% ../../nbs/papers/mudiff/model.ipynb #741d29e8
+# %% ../../nbs/papers/mudiff/model.ipynb #8b000032
 def sample_case(run_folder, settings, variant, folder, out, seed=0, device="cpu", draw=None, repeats=4, patterns=None):
     """Draw the contrast that is missing in a case's folder and write it, and its doubt, to `out` as NIfTI: {name: path}.
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MEASURES', 'REPORTED', 'PROTOCOLS', 'VARIANT_OF', 'CLAIMS', 'NETWORKS', 'FIGURES', 'DATA', 'SCALES', 'BLOCKS',
            'KINDS', 'CELLS', 'VARIANTS', 'counted', 'open_slices', 'UnitRecipe', 'original_recipe', 'Enlarger',
-           'EnlargerRecipe', 'Variant', 'work_of', 'train_variant', 'Slices', 'load_generator', 'EnlargerPass']
+           'EnlargerRecipe', 'Variant', 'work_of', 'train_variant', 'Slices', 'load_generator', 'EnlargerPass',
+           'sample_case']
 
 # %% ../../nbs/papers/srddpm/model.ipynb #5a000003
 from dataclasses import dataclass, replace
@@ -15,18 +16,20 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
+from ..blocks import Condition
 from ..cascades import Cascade, Stage, fit_stage, house_stage, open_stage, staged
 from ..datasets import Resize, open_images
 from ..diffusion import Denoiser, check_choice, linear_schedule
+from ..folders import read_folder
 from ..generation import device_of
 from ..mrnet import one_channel
-from .mudiff import OnePass
 from .srddpm_networks import BOTTLENECKS, OPTIMISER, PLANS, CascadeUNet, placed, scrambled
 from .srddpm_protocols import LABELLED, SLICES
-from ..randomness import seeded
-from ..recipes import DiffusionRecipe, diffusion_generator, training_flops, weights_digest
+from ..randomness import Draw, seeded
+from ..recipes import DiffusionRecipe, OnePass, diffusion_generator, training_flops, weights_digest
 from ..results import Claim, Figure
 from ..samplers import ancestral, ddim, spaced_timesteps
 from ..training import Recipe, constant, ema_half_life, keep_weights, kept_weights, restore, warm_up
@@ -348,3 +351,24 @@ def _one_pass(recipe, trained):
     about = {"generator": "regression", "sampler": "one pass", "evaluations": 1, "images_seen": trained.n_images,
              "weights": weights_digest(network)[:16], "device": device_of(network).type}
     return EnlargerPass(network, recipe.precision, about)
+
+# %% ../../nbs/papers/srddpm/model.ipynb #5a00002b
+def sample_case(run_folder, settings, variant, folder, out, seed=0, device="cpu", draw=None):
+    """Enlarge the grey 8-bit pictures in a folder and write them to `out` as PNG, under their names: {name: path}.
+
+    samples.npz beside them holds the raw float32 values. `ValueError` for pictures that are not grey, or of a size that no stage of
+    the variant takes, and what `load_generator` and `read_folder` refuse."""
+    generator, chosen = load_generator(run_folder, settings, variant, seed, device), VARIANTS[variant]
+    images, takes = read_folder(folder).images, [stage.low_side for stage in chosen.stages(settings, seed) if stage.factor]
+    if not takes: raise ValueError(f"{variant} draws from noise and enlarges nothing: choose medsyn, regression or a cascade")
+    if images.images.shape[1] != 1: raise ValueError(f"{folder} holds colour pictures, but this paper's slices are grey: convert them")
+    if images.size not in [(side, side) for side in takes]:
+        sides = " or ".join(f"{side} x {side}" for side in takes)
+        raise ValueError(f"{folder} holds pictures of {images.size[0]} x {images.size[1]}, but {variant} enlarges {sides}: resize them")
+    samples = generator.generate(range(len(images)), Condition(image=images.tensor()), draw or Draw(seed, device))
+    samples.save(Path(out)/"samples.npz")
+    written = {str(case): Path(out)/f"{case}.png" for case in images.cases}
+    for path, image in zip(written.values(), samples.quantised(), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0]).save(path)
+    return written
