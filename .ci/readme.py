@@ -1,4 +1,4 @@
-"""README.md from nbs/index.ipynb: its text, its code, and what each cell returns (not what it printed on the way); no `echo: false` code."""
+"""README.md from nbs/index.ipynb: its text, its code (unless `echo: false`), and what each cell returns (not what it printed)."""
 import sys
 from pathlib import Path
 
