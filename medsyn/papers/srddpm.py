@@ -361,6 +361,7 @@ def sample_case(run_folder, settings, variant, folder, out, seed=0, device="cpu"
     generator, chosen = load_generator(run_folder, settings, variant, seed, device), VARIANTS[variant]
     images, takes = read_folder(folder).images, [stage.low_side for stage in chosen.stages(settings, seed) if stage.factor]
     if not takes: raise ValueError(f"{variant} draws from noise and enlarges nothing: choose medsyn, regression or a cascade")
+    if len({*images.cases}) < len(images): raise ValueError(f"{folder} holds files of several images: give one picture a file")
     if images.images.shape[1] != 1: raise ValueError(f"{folder} holds colour pictures, but this paper's slices are grey: convert them")
     if images.size not in [(side, side) for side in takes]:
         sides = " or ".join(f"{side} x {side}" for side in takes)
