@@ -135,6 +135,8 @@ class PlaceAttention(nn.Module):
 
     def forward(self, x):
         q, k, v = (layer(x).flatten(2).mT[:, None] for layer in (self.query, self.key, self.value))
+        if x.device.type == "cpu" and torch.backends.cuda.flash_sdp_enabled():   # its fused kernel wants equal widths: zeros add nothing
+            q, k = (F.pad(t, (0, v.shape[-1] - t.shape[-1])) for t in (q, k))
         heard = F.scaled_dot_product_attention(q, k, v, scale=1.0)            # not divided by the root of d
         return self.gamma*heard[:, 0].mT.reshape(x.shape) + x
 
