@@ -11,6 +11,7 @@ import time
 import venv
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -91,6 +92,20 @@ def test_a_finished_run_is_not_repeated_and_reported(fresh_environment, wheel_ru
 def test_samples_from_a_finished_run(fresh_environment, wheel_runs, tmp_path):
     call(fresh_environment / "medsyn", "sample", wheel_runs / "runs" / PAPER / RUN, "--n", "3", "--out", tmp_path, cwd=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.png", "00001.png", "00002.png", "samples.npz"]
+
+
+def test_slices_of_ones_own_are_enlarged(fresh_environment, wheel_runs, tmp_path):
+    run, given, out = wheel_runs / "runs" / "srddpm" / RUN, tmp_path / "given", tmp_path / "out"
+    given.mkdir()
+    for k in range(3): Image.fromarray(np.full((16, 16), 60*k, np.uint8)).save(given / f"slice{k}.png")
+    said = call(fresh_environment / "medsyn", "sample", run, "--image", given, "--out", out, cwd=tmp_path)
+    for k in range(3):
+        with Image.open(out / f"slice{k}.png") as picture: assert picture.size == (32, 32) and picture.mode == "L"
+        assert f"slice{k}.png" in said
+    for k in range(3): Image.new("L", (20, 20)).save(given / f"slice{k}.png")
+    words = [str(fresh_environment / "medsyn"), "sample", str(run), "--image", str(given), "--out", str(out)]
+    done = subprocess.run(words, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1 and "20 x 20" in done.stderr and "16 x 16" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_plain_papermill_on_the_installed_notebook_gives_the_same_numbers(fresh_environment, wheel_runs, tmp_path):
