@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'REPORTED', 'PROTOCOLS', 'VARIANT_OF', 'CLAIMS', 'NETWORKS', 'FIGURES', 'DATA', 'SCALES', 'BLOCKS',
-           'KINDS', 'CELLS', 'VARIANTS', 'counted', 'open_slices', 'UnitRecipe', 'original_recipe', 'Enlarger',
+           'KINDS', 'CELLS', 'WIDER', 'VARIANTS', 'counted', 'open_slices', 'UnitRecipe', 'original_recipe', 'Enlarger',
            'EnlargerRecipe', 'Variant', 'work_of', 'train_variant', 'Slices', 'load_generator', 'EnlargerPass',
            'sample_case']
 
@@ -149,11 +149,13 @@ SCALES = {                  #  smoke         laptop         gpu                 
     "contrast":              ("default",    "default",     "default",           "default"),
     "sides":                 ((16, 32),     (32, 64),      (32, 64, 128),       (64, 128, 256)),
     "channels":              (8,            16,            32,                  64),
-    "wide":                  (16,           24,            56,                  112),
+    "wide":                  (12,           23,            56,                  112),
+    "broad":                 (10,           19,            38,                  76),
     "window":                (2,            4,             4,                   4),
     "timesteps":             ((2000, 1000), (2000, 1000),  (2000, 1000),        (2000, 1000)),
     "batch":                 (16,           16,            16,                  16),
     "images":                (128,          20_000,        20_000,              1_518_000),
+    "kept":                  (8,            20,            20,                  10),
     "rate":                  (1e-3,         1e-3,          3e-4,                1e-4),
     "evaluations":           (10,           50,            100,                 0),
     "widths":                ((8, 16),      (32, 64, 128), (64, 128, 256),      (64, 128, 256, 256)),
@@ -163,6 +165,7 @@ SCALES = {                  #  smoke         laptop         gpu                 
     "levels":                (300,          300,           300,                 300),
     "level":                 (60,           60,            60,                  60),
     "medsyn_evaluations":    (5,            25,            25,                  50),
+    "timing":                ((1, 0.05),    (3, 3.0),      (3, 3.0),            (3, 10.0)),
     "samples":               (16,           100,           500,                 200),
     "test_slices":           (16,           100,           200,                 475),
     "resamples":             (50,           200,           200,                 200),
@@ -177,11 +180,12 @@ class UnitRecipe(DiffusionRecipe):
 def original_recipe(settings, seed, stage, block, channels, gates):
     "The recipe of one stage as the original trains it: `block` of `BOTTLENECKS`, `channels` wide, with `gates` or without."
     check_choice(block, BOTTLENECKS, "block")
+    window = min(settings.window, max(2, stage.side//16))             # two windows a side at the bottom, at least, so that they can move
     with seeded(seed, f"initial weights, {stage.side} from {stage.low_side}"):
-        network = CascadeUNet(stage.side, block, stage.condition_channels(1), gates, channels, settings.window)
+        network = CascadeUNet(stage.side, block, stage.condition_channels(1), gates, channels, window)
     network = network.to(memory_format=torch.channels_last)
     schedule = linear_schedule(settings.timesteps[bool(stage.factor)], 0.00085, 0.0120)
-    about = {"network": "original", "block": block, "channels": channels, "gates": gates, "window": settings.window, "range": [0, 1],
+    about = {"network": "original", "block": block, "channels": channels, "gates": gates, "window": window, "range": [0, 1],
              "rate": settings.rate}
     optimiser = partial(torch.optim.AdamW, lr=settings.rate, **OPTIMISER)
     return staged(UnitRecipe(Denoiser(network, schedule, "epsilon"), optimiser, constant(settings.rate), settings.batch,
@@ -215,17 +219,18 @@ class EnlargerRecipe(Recipe):
 # %% ../../nbs/papers/srddpm/model.ipynb #5a000019
 @dataclass(frozen=True)
 class Variant:
-    "One way of drawing slices; `kind`: cascade, single, wide (single, with a cascade's parameters), medsyn or regression."
+    "One way of drawing slices; `kind`: cascade, single, medsyn or regression; `width`: the setting that says how wide it is."
     name: str
     title: str
     kind: str
     block: str = ""
+    width: str = "channels"
 
     def stages(self, settings, seed):
         "The `Stage`s that it is made of, named as their training folders, the smallest first."
         sides = settings.sides
         if self.kind == "regression": return (Stage(f"regression-{sides[-1]}-seed{seed}", sides[-1], sides[-1]//sides[0]),)
-        if self.kind in ("single", "wide"): return (Stage(f"{self.name}-{sides[-1]}-seed{seed}", sides[-1], clip=False),)
+        if self.kind == "single": return (Stage(f"{self.name}-{sides[-1]}-seed{seed}", sides[-1], clip=False),)
         noised = {"levels": settings.levels, "level": settings.level, "told": True} if self.kind == "medsyn" else {}
         below = (None, *sides)
         return tuple(Stage(f"{self.name}-{side}-seed{seed}", side, *((side//low,) if low else ()), **(noised if low else {}),
@@ -236,33 +241,40 @@ class Variant:
         if self.kind == "regression": return EnlargerRecipe(settings, seed, stage)
         if self.kind == "medsyn":
             return house_stage(stage, seed, 1, settings.widths, settings.medsyn_images, settings.medsyn_batch, precision=settings.precision)
-        channels, first = settings.wide if self.kind == "wide" else settings.channels, self.kind == "cascade" and not stage.factor
-        return original_recipe(settings, seed, stage, self.block, channels, first)
+        first = self.kind == "cascade" and not stage.factor
+        return original_recipe(settings, seed, stage, self.block, getattr(settings, self.width), first)
+
+    def evaluations(self, settings, stage):
+        "How often a stage's network is asked for one image: (evaluations, of its time steps)."
+        if self.kind == "regression": return 1, 1
+        if self.kind == "medsyn": return settings.medsyn_evaluations, 1000
+        steps, times = settings.timesteps[bool(stage.factor)], len(settings.sides) if self.kind == "single" else 1
+        return min(settings.evaluations*times or steps, steps), steps
 
 # %% ../../nbs/papers/srddpm/model.ipynb #5a00001a
 BLOCKS = {"none": "no block", "scrambled": "the original's block", "windows": "moved windows", "global": "plain attention"}
 KINDS = {"cascade": "cascade", "single": "single stage"}
 CELLS = {f"{block}-{kind}": Variant(f"{block}-{kind}", f"{BLOCKS[block]}, {KINDS[kind]}", kind, block)
          for kind in KINDS for block in BLOCKS}
-VARIANTS = CELLS | {v.name: v for v in (
-    Variant("scrambled-wide", "the original's block, wide single stage", "wide", "scrambled"),
+WIDER = {v.name: v for v in (Variant("scrambled-wide", "the original's block, wide single stage", "single", "scrambled", "wide"),
+                             Variant("none-broad", "no block, broad cascade", "cascade", "none", "broad"))}
+VARIANTS = CELLS | WIDER | {v.name: v for v in (
     Variant("medsyn", "medsyn cascade", "medsyn"), Variant("regression", "regression network", "regression"))}
 
 # %% ../../nbs/papers/srddpm/model.ipynb #5a00001d
-def work_of(settings, seeds, samples=None, evaluations=None):
-    """What a run costs, {part: operations}: the cells and the wide stage with `seeds` seeds, medsyn and regression once.
+def work_of(settings, seeds):
+    """What a run costs, {part: operations}: the cells and the two wider ones with `seeds` seeds, medsyn and regression once.
 
     Sampling counts two evaluations of every cell (equal images, equal seconds) and the enlarging of the test slices."""
     total = {"cells, training": 0, "cells, sampling": 0, "medsyn and regression": 0}
-    evaluations = evaluations or settings.evaluations or max(settings.timesteps)
     for variant in VARIANTS.values():
         for stage in variant.stages(settings, 0):
             recipe = variant.recipe(stage, settings, 0)
             step = training_flops(recipe, (1, stage.side, stage.side))
             if variant.kind in ("medsyn", "regression"): total["medsyn and regression"] += step*recipe.images; continue
-            drawn = 2*(samples or settings.samples) + settings.test_slices*bool(stage.factor)
+            drawn = 2*settings.samples + settings.test_slices*bool(stage.factor)
             total["cells, training"] += step*recipe.images*seeds
-            total["cells, sampling"] += step/3*evaluations*drawn*seeds
+            total["cells, sampling"] += step/3*variant.evaluations(settings, stage)[0]*drawn*seeds
     return total
 
 # %% ../../nbs/papers/srddpm/model.ipynb #5a000020
@@ -274,7 +286,7 @@ def train_variant(variant, settings, sets, folder, seed=0, device="cpu", minutes
     for stage in variant.stages(settings, seed):
         recipe = variant.recipe(stage, settings, seed)
         done[stage.name] = fit_stage(stage, recipe, sets[stage.side], folder, seed=seed, device=device, minutes=minutes,
-                                     hooks=[(max(recipe.images//8, recipe.batch_size), keep_weights)])
+                                     hooks=[(max(recipe.images//settings.kept, recipe.batch_size), keep_weights)])
     return done
 
 # %% ../../nbs/papers/srddpm/model.ipynb #5a000021
@@ -293,36 +305,39 @@ class Slices:
     def generate(self, indices, condition=None, draw=None, label="sampling", upto=None):
         "A `SampleSet` of these global `indices`; `upto`: the name of the stage to stop at, as in `Cascade.generate`."
         low, (least, most) = getattr(condition, "image", None), self.span
-        if low is not None: low = least + (low + 1)*(most - least)/2
-        raw = self.cascade.generate(indices, draw, low, upto, label)
+        cascade = self.cascade
+        if low is not None:                                       # an image that was not drawn has no faults to be hidden by noise
+            cascade = replace(cascade, stages=tuple(replace(stage, level=0 if stage.low_side == low.shape[-1] else stage.level)
+                                                    for stage in cascade.stages))
+            low = least + (low + 1)*(most - least)/2
+        raw = cascade.generate(indices, draw, low, upto, label)
         images = 2*(raw.images - np.float32(least))/np.float32(most - least) - 1
         return replace(raw, images=images, made_by=self.made_by | {"seed": raw.made_by["seed"]})
 
 # %% ../../nbs/papers/srddpm/model.ipynb #5a000022
 def _trained_stage(variant, stage, settings, folder, seed, device, share):
-    "(recipe, Trained) of one stage, whole or at the kept weights nearest below this `share` of its images."
+    "(recipe, Trained) of one stage, whole or with the kept weights nearest to this `share` of its images."
     recipe = variant.recipe(stage, settings, seed)
     trained, kept = open_stage(stage, recipe, folder), kept_weights(folder/stage.name)
     if share < 1 and kept:
-        trained = restore(recipe, folder/stage.name, max([n for n in kept if n <= share*trained.n_images], default=kept[0]))
+        trained = restore(recipe, folder/stage.name, min(kept, key=lambda n: abs(n - share*trained.n_images)))
     for module in (trained.ema | recipe.modules).values(): module.to(device)
     return recipe, trained
 
 def _generator_of(variant, stage, recipe, trained, settings):
     "The `DiffusionGenerator` of one trained stage."
     shape, batch = (1, stage.side, stage.side), 64 if stage.side <= 128 else 16
-    if variant.kind == "medsyn":
-        return diffusion_generator(recipe, trained, shape, stage.name, ("ddim", ddim),
-                                   spaced_timesteps(recipe.denoiser.schedule.timesteps, settings.medsyn_evaluations), batch, clamp="x0")
-    steps = recipe.denoiser.schedule.timesteps
-    return diffusion_generator(recipe, trained, shape, stage.name, ("ancestral", ancestral),
-                               spaced_timesteps(steps, min(settings.evaluations or steps, steps)), batch, variance="beta")
+    evaluations, steps = variant.evaluations(settings, stage)
+    visited = spaced_timesteps(steps, evaluations)
+    if variant.kind == "medsyn": return diffusion_generator(recipe, trained, shape, stage.name, ("ddim", ddim), visited, batch, clamp="x0")
+    variance = "beta" if evaluations == steps else "posterior"          # as coded; over left out steps beta would leave grain
+    return diffusion_generator(recipe, trained, shape, stage.name, ("ancestral", ancestral), visited, batch, variance=variance)
 
 # %% ../../nbs/papers/srddpm/model.ipynb #5a000023
 def load_generator(run_folder, settings, variant="medsyn", seed=0, device="cpu", share=1.0, upsample=None):
     """A generator from the networks trained in a run folder; the medsyn cascade unless another of `VARIANTS` is named.
 
-    `share`: of each training, the weights kept nearest below it; `upsample`: how the enlarging stages are told their image, if not as
+    `share`: of each training, the weights kept nearest to it; `upsample`: how the enlarging stages are told their image, if not as
     trained. `ValueError` for an unknown variant, `FileNotFoundError` for one that was not trained."""
     check_choice(variant, VARIANTS, "variant")
     chosen, folder, stages, generators = VARIANTS[variant], Path(run_folder)/"training", [], []

@@ -195,7 +195,7 @@ def _check_plan(side, bottleneck, channels, window):
     multiple = 8*window if bottleneck in ("scrambled", "windows") else 8
     if side < multiple or side % multiple:
         raise ValueError(f"a side of {side} pixels does not fit the bottleneck {bottleneck!r}: take a multiple of {multiple}")
-    if channels % 8: raise ValueError(f"{channels} channels cannot be divided as the design asks: take a multiple of 8")
+    if channels < 8: raise ValueError(f"{channels} channels are too few for attention to an eighth of them: take 8 or more")
 
 def _with_low(network, x, condition):
     "x with the condition's image behind it. `ValueError` unless both are what the network was built for."
