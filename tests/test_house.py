@@ -4,6 +4,7 @@ Nothing here asks git, so uncommitted work is checked as it lies; every check na
 """
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -23,6 +24,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SKIPPED = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.egg-info")
 MACHINE_PATH = re.compile(r"(?<![\w.:/~])/(?:home|root|work|tmp|opt|mnt|Users|usr/local/lib)/[\w.-]+")
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#]+)[^)]*\)")
+
+
+def test_tests_of_one_file_stay_on_one_worker(request):
+    """Else every paper would run once a worker: pytest-xdist 3.8 does not group under pytest 9.2."""
+    if "PYTEST_XDIST_WORKER" not in os.environ: pytest.skip("no workers: run as `make test` does")
+    assert request.node.nodeid.endswith("@test_house")
 
 
 def command(name):

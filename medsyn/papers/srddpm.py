@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'REPORTED', 'PROTOCOLS', 'VARIANT_OF', 'CLAIMS', 'NETWORKS', 'FIGURES', 'DATA', 'SCALES', 'BLOCKS',
-           'KINDS', 'CELLS', 'WIDER', 'VARIANTS', 'counted', 'open_slices', 'UnitRecipe', 'original_recipe', 'Enlarger',
-           'EnlargerRecipe', 'Variant', 'work_of', 'train_variant', 'Slices', 'load_generator', 'EnlargerPass',
-           'sample_case']
+           'KINDS', 'CELLS', 'WIDER', 'CODED', 'VARIANTS', 'counted', 'open_slices', 'UnitRecipe', 'original_recipe',
+           'loss_on', 'Plateau', 'coded_recipe', 'Enlarger', 'EnlargerRecipe', 'Variant', 'work_of', 'train_variant',
+           'Slices', 'load_generator', 'EnlargerPass', 'sample_case']
 
 # %% ../../nbs/papers/srddpm/model.ipynb #5a000003
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -25,14 +26,24 @@ from ..datasets import Resize, open_images
 from ..diffusion import Denoiser, check_choice, linear_schedule
 from ..folders import read_folder
 from ..generation import device_of
-from ..mrnet import one_channel
-from .srddpm_networks import BOTTLENECKS, OPTIMISER, PLANS, CascadeUNet, placed, scrambled
+from ..mrnet import as_original, one_channel
+from medsyn.papers.srddpm_networks import (
+    BATCH,
+    BOTTLENECKS,
+    OPTIMISER,
+    PLANS,
+    STEPS,
+    CascadeUNet,
+    placed,
+    plateau_rates,
+    scrambled,
+)
 from .srddpm_protocols import LABELLED, SLICES
-from ..randomness import Draw, seeded
+from ..randomness import Draw, key, seeded
 from ..recipes import DiffusionRecipe, OnePass, diffusion_generator, training_flops, weights_digest
 from ..results import Claim, Figure
 from ..samplers import ancestral, ddim, spaced_timesteps
-from ..training import Recipe, constant, ema_half_life, keep_weights, kept_weights, restore, warm_up
+from ..training import Batch, Recipe, constant, ema_half_life, keep_weights, kept_weights, restore, warm_up
 from ..unet import UNet
 
 # %% ../../nbs/papers/srddpm/model.ipynb #5a000007
@@ -156,6 +167,7 @@ SCALES = {                  #  smoke         laptop         gpu                 
     "batch":                 (16,           16,            16,                  16),
     "images":                (128,          20_000,        20_000,              1_518_000),
     "kept":                  (8,            20,            20,                  10),
+    "coded":                 ((2, 32),      (0, 0),        (0, 0),              (600, STEPS*BATCH)),
     "rate":                  (1e-3,         1e-3,          3e-4,                1e-4),
     "evaluations":           (10,           50,            50,                  0),
     "widths":                ((8, 16),      (32, 64, 128), (64, 128, 256),      (64, 128, 256, 256)),
@@ -191,6 +203,55 @@ def original_recipe(settings, seed, stage, block, channels, gates):
     return staged(UnitRecipe(Denoiser(network, schedule, "epsilon"), optimiser, constant(settings.rate), settings.batch,
                              settings.images, config=about), stage)
 
+# %% ../../nbs/papers/srddpm/model.ipynb #5a00002e
+def loss_on(recipe, images, rows, draw):
+    "The mean loss of a `DiffusionRecipe`'s network on these rows of an `ImageSet`, in evaluation mode and without a step."
+    former, network = vars(recipe).get("minimise"), recipe.modules["network"]
+    was, total = network.training, 0.0
+    recipe.minimise = lambda name, loss_of, batch, draw: loss_of(batch, draw)
+    network.eval()
+    try:
+        for part in np.array_split(rows, len(rows)//64 + 1):
+            with torch.no_grad(): loss = recipe.step(Batch(images.tensor(part, draw.device)), 0, draw.rows(part))["loss"]
+            total += float(loss)*len(part)/len(rows)
+    finally:
+        recipe.minimise = former
+        network.train(was)
+    return total
+
+class Plateau(nn.Module):
+    "The validation losses of a training's epochs, kept with its weights, and the learning rate that the rule of a `Plan` makes of them."
+    def __init__(self, plan, epochs, epoch):
+        super().__init__()
+        self.plan, self.epoch = plan, epoch
+        self.register_buffer("losses", torch.zeros(epochs))
+
+    def rate(self, n_images):
+        "The learning rate after so many images."
+        begun = max((start for start in self.plan.restarts if start <= n_images//self.epoch), default=0)
+        return plateau_rates(self.losses[begun:n_images//self.epoch].tolist(), self.plan.rate, self.plan.patience)[-1]
+
+    def hook(self, images, seed):
+        "For `fit`, once an epoch: the loss on the split `valid` of an `ImageSet`, with fresh noise each time."
+        valid = images.split("valid")
+        def after_epoch(trained):
+            done, device = trained.n_images//self.epoch, self.losses.device.type
+            draw = Draw(key(seed, "validation", done), device)
+            self.losses[done - 1] = loss_on(trained.recipe, valid, np.arange(len(valid)), draw)
+            if done in self.plan.restarts: trained.recipe.optimisers["network"].state.clear()
+            return {"validation loss": float(self.losses[done - 1])}
+        return after_epoch
+
+def coded_recipe(settings, seed, stage, plan):
+    "The recipe of one network of the original with its own training; `settings.coded`: (epochs at most, images an epoch)."
+    epochs, epoch = min(plan.epochs, settings.coded[0]), settings.coded[1]
+    own = {"rate": plan.rate, "timesteps": (plan.timesteps,)*2, "images": epochs*epoch}
+    recipe = original_recipe(SimpleNamespace(**vars(settings) | own), seed, stage, plan.bottleneck, settings.channels, plan.side == 64)
+    recipe.modules["rule"] = rule = Plateau(plan, epochs, epoch)
+    recipe.learning_rates["network"] = rule.rate
+    recipe.config |= {"plateau": {"patience": plan.patience, "restarts": list(plan.restarts), "epoch": epoch}}
+    return recipe
+
 # %% ../../nbs/papers/srddpm/model.ipynb #5a000018
 class Enlarger(nn.Module):
     "A `UNet` that corrects a bilinear enlargement: images (n, 1, s, s) -> (n, 1, side, side), both in [-1, 1]."
@@ -219,12 +280,14 @@ class EnlargerRecipe(Recipe):
 # %% ../../nbs/papers/srddpm/model.ipynb #5a000019
 @dataclass(frozen=True)
 class Variant:
-    "One way of drawing slices; `kind`: cascade, single, medsyn or regression; `width`: the setting that says how wide it is."
+    """One way of drawing slices; `kind`: cascade, single, medsyn or regression; `width`: the setting that says how wide it is;
+    `coded`: trained as the original was, instead of like the other cells."""
     name: str
     title: str
     kind: str
     block: str = ""
     width: str = "channels"
+    coded: bool = False
 
     def stages(self, settings, seed):
         "The `Stage`s that it is made of, named as their training folders, the smallest first."
@@ -241,14 +304,21 @@ class Variant:
         if self.kind == "regression": return EnlargerRecipe(settings, seed, stage)
         if self.kind == "medsyn":
             return house_stage(stage, seed, 1, settings.widths, settings.medsyn_images, settings.medsyn_batch, precision=settings.precision)
+        if self.coded: return coded_recipe(settings, seed, stage, self.plan(settings, stage))
         first = self.kind == "cascade" and not stage.factor
         return original_recipe(settings, seed, stage, self.block, getattr(settings, self.width), first)
+
+    def plan(self, settings, stage):
+        "What `PLANS` says of one of its stages."
+        role = "sr1" if stage.low_side == settings.sides[0] else "sr2"
+        return PLANS[(role if stage.factor else "single" if self.kind == "single" else "base") + ", none"*(self.block == "none")]
 
     def evaluations(self, settings, stage):
         "How often a stage's network is asked for one image: (evaluations, of its time steps)."
         if self.kind == "regression": return 1, 1
         if self.kind == "medsyn": return settings.medsyn_evaluations, 1000
         steps, times = settings.timesteps[bool(stage.factor)], len(settings.sides) if self.kind == "single" else 1
+        if self.coded: steps = self.plan(settings, stage).timesteps
         return min(settings.evaluations*times or steps, steps), steps
 
 # %% ../../nbs/papers/srddpm/model.ipynb #5a00001a
@@ -258,7 +328,11 @@ CELLS = {f"{block}-{kind}": Variant(f"{block}-{kind}", f"{BLOCKS[block]}, {KINDS
          for kind in KINDS for block in BLOCKS}
 WIDER = {v.name: v for v in (Variant("scrambled-wide", "the original's block, wide single stage", "single", "scrambled", "wide"),
                              Variant("none-broad", "no block, broad cascade", "cascade", "none", "broad"))}
-VARIANTS = CELLS | WIDER | {v.name: v for v in (
+CODED = {v.name: v for v in (
+    Variant("coded-scrambled", "the original's block, cascade, as coded", "cascade", "scrambled", coded=True),
+    Variant("coded-none", "no block, cascade, as coded", "cascade", "none", coded=True),
+    Variant("coded-single", "the original's block, single stage, as coded", "single", "scrambled", coded=True))}
+VARIANTS = CELLS | WIDER | CODED | {v.name: v for v in (
     Variant("medsyn", "medsyn cascade", "medsyn"), Variant("regression", "regression network", "regression"))}
 
 # %% ../../nbs/papers/srddpm/model.ipynb #5a00001d
@@ -268,7 +342,7 @@ def work_of(settings, seeds):
     Sampling counts two evaluations of every cell (equal images, equal seconds) and the enlarging of the test slices."""
     total = {"cells, training": 0, "cells, sampling": 0, "medsyn and regression": 0}
     for variant in VARIANTS.values():
-        for stage in variant.stages(settings, 0):
+        for stage in () if variant.coded else variant.stages(settings, 0):
             recipe = variant.recipe(stage, settings, 0)
             step = training_flops(recipe, (1, stage.side, stage.side))
             if variant.kind in ("medsyn", "regression"): total["medsyn and regression"] += step*recipe.images; continue
@@ -284,8 +358,13 @@ def train_variant(variant, settings, sets, folder, seed=0, device="cpu", minutes
     `minutes`: for each stage. `ValueError` names a stage whose folder holds a training for another size (see `fit_stage`)."""
     done = {}
     for stage in variant.stages(settings, seed):
-        recipe = variant.recipe(stage, settings, seed)
-        done[stage.name] = fit_stage(stage, recipe, sets[stage.side], folder, seed=seed, device=device, minutes=minutes,
+        recipe, images = variant.recipe(stage, settings, seed), sets[stage.side]
+        if variant.coded:
+            images, rule = as_original(images), recipe.modules["rule"]
+            done[stage.name] = fit_stage(stage, recipe, images, folder, seed=seed, device=device, minutes=minutes,
+                                         hooks=[(rule.epoch, rule.hook(images, seed)), (recipe.images, keep_weights)])
+            continue
+        done[stage.name] = fit_stage(stage, recipe, images, folder, seed=seed, device=device, minutes=minutes,
                                      hooks=[(max(recipe.images//settings.kept, recipe.batch_size), keep_weights)])
     return done
 
