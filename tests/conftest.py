@@ -16,6 +16,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts us deaf to it, and our children inherit that
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
     """Tests of one file stay together, because they share what they made; chapters are dealt out one by one."""
     for item in items:
