@@ -92,11 +92,10 @@ def share_interval(count, n):
     return Estimate(float(p), float(low), float(high), f"Wilson {LEVEL:.0%}, n = {n:.0f}")
 
 # %% ../nbs/library/21_intervals.ipynb #00dbe188
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110,
-           2.101, 2.093)                                                      # 97.5 % quantiles of t with 1 to 19 degrees of freedom
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)    # 97.5 % quantiles of t with 1 to 9 degrees of freedom
 
 def repeats_interval(values):
-    """The mean of a few repeats (2 to 20 values, such as one a seed) with Student's 95 % interval. `ValueError` for other numbers of them.
+    """The mean of a few repeats (2 to 10 values, such as one a seed) with Student's 95 % interval. `ValueError` for other numbers of them.
 
     For paired differences, give the differences. Source: Student 1908."""
     values = np.asarray(values, dtype=np.float64)

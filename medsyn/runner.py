@@ -96,7 +96,8 @@ def scale_settings(table, scale, changes=None):
     settings = {name: row[SCALE_NAMES.index(scale)] for name, row in table.items()}
     for name, value in (changes or {}).items():
         if name not in settings: raise ValueError(f"unknown setting {name!r}: {nearest(name, settings)}")
-        settings[name] = convert(name, value, settings[name], zero=0 in table[name])  # 0 switches off what some scale switches off
+        zero = any(0 in (cell if isinstance(cell, tuple) else (cell,)) for cell in table[name])    # what some scale switches off, too
+        settings[name] = convert(name, value, settings[name], zero=zero)
     return SimpleNamespace(**settings)
 
 # %% ../nbs/library/36_runner.ipynb #0cfeaff6

@@ -361,11 +361,12 @@ def train_variant(variant, settings, sets, folder, seed=0, device="cpu", minutes
         recipe, images = variant.recipe(stage, settings, seed), sets[stage.side]
         if variant.coded:
             images, rule = as_original(images), recipe.modules["rule"]
-            done[stage.name] = fit_stage(stage, recipe, images, folder, seed=seed, device=device, minutes=minutes,
-                                         hooks=[(rule.epoch, rule.hook(images, seed)), (recipe.images, keep_weights)])
-            continue
-        done[stage.name] = fit_stage(stage, recipe, images, folder, seed=seed, device=device, minutes=minutes,
-                                     hooks=[(max(recipe.images//settings.kept, recipe.batch_size), keep_weights)])
+            hooks = [(rule.epoch, rule.hook(images, seed)), (recipe.images, keep_weights)]
+        else: hooks = [(max(recipe.images//settings.kept, recipe.batch_size), keep_weights)]
+        done[stage.name] = fit_stage(stage, recipe, images, folder, seed=seed, device=device, minutes=minutes, hooks=hooks)
+        for module in done[stage.name].recipe.modules.values(): module.cpu()           # what is trained makes room for the next
+        for optimiser in recipe.optimisers.values(): optimiser.state.clear(); optimiser.zero_grad(set_to_none=True)
+        recipe.minimise = None
     return done
 
 # %% ../../nbs/papers/srddpm/model.ipynb #5a000021
@@ -429,7 +430,8 @@ def load_generator(run_folder, settings, variant="medsyn", seed=0, device="cpu",
     about = [generator.made_by for generator in generators]
     told = {} if upsample is None else {"upsample": upsample}
     made_by = {"generator": variant, "stages": about, "evaluations": sum(made["evaluations"] for made in about),
-               "weights": "-".join(made["weights"][:8] for made in about), "images_seen": about[-1]["images_seen"], **told}
+               "weights": "-".join(made["weights"][:8] for made in about), "images_seen": about[-1]["images_seen"],
+               "levels": [stage.level for stage in inside.stages], **told}
     return Slices(inside, made_by, (-1, 1) if chosen.kind == "medsyn" else (0, 1))
 
 class EnlargerPass(OnePass):

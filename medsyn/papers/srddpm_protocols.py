@@ -149,19 +149,19 @@ SLICES = 5                                                                      
 
 # %% ../../nbs/papers/srddpm/protocols.ipynb #5e000061
 def quirk_effects(real, fake):
-    """What each quirk does to pairs of real float (n, 1, h, w) in [0, 1] and raw generated images.
+    """What each quirk does to pairs of real float (n, 1, h, w) in [0, 1] and raw generated images, step by step.
 
-    {quirk: (as published, with this one put right)}, one value (n,) a pair each; the last two are of images alone: what it should be is
-    the real images' value, and slices without black have none (nan)."""
+    {quirk: (before, with this one put right)}, one value (n,) a pair each; the last two are of images alone: what it should be is the
+    real images' value, and slices without black have none (nan)."""
     kept, error = np.clip(fake, 0, 1), np.square(np.asarray(real, np.float64) - fake).mean((1, 2, 3))
     raw, black = -10*np.log10(error), np.asarray(real) < 1/255
     def of_black(images): return np.ma.masked_array(stretched(images), ~black).mean((1, 2, 3)).filled(np.nan)
     return {
         "12 PSNR: range of the output": (published_psnr(real, fake), raw),
         "16 PSNR: not clipped": (raw, pair_values("psnr", real, kept, 1)),
-        "12 SSIM: range of the pair, not clipped": (published_ssim(real, fake), pair_values("ssim", real, kept, 1)),
+        "12 SSIM: range of the pair, and clipping": (published_ssim(real, fake), pair_values("ssim", real, kept, 1)),
         "13 VIF: order": (published_vif(real, fake), published_vif(fake, real)),
-        "13 VIF: scale, not clipped": (published_vif(fake, real), pair_values("vif", real, kept, 1)),
+        "13 VIF: scale, and clipping": (published_vif(fake, real), pair_values("vif", real, kept, 1)),
         "13 FSIM: bytes that wrap": (package_fsim(wrapped(real), wrapped(fake)), package_fsim(wrapped(real), wrapped(kept))),
         "13 FSIM: the package's form": (package_fsim(wrapped(real), wrapped(kept)), pair_values("fsim", real, kept, 1)),
         "13 average gradient: of noise, too": (published_gradient(fake), published_gradient(real)),
