@@ -242,6 +242,7 @@ class Plateau(nn.Module):
             return {"validation loss": float(self.losses[done - 1])}
         return after_epoch
 
+# %% ../../nbs/papers/srddpm/model.ipynb #5a000031
 def coded_recipe(settings, seed, stage, plan):
     "The recipe of one network of the original with its own training; `settings.coded`: (epochs at most, images an epoch)."
     epochs, epoch = min(plan.epochs, settings.coded[0]), settings.coded[1]
@@ -280,8 +281,7 @@ class EnlargerRecipe(Recipe):
 # %% ../../nbs/papers/srddpm/model.ipynb #5a000019
 @dataclass(frozen=True)
 class Variant:
-    """One way of drawing slices; `kind`: cascade, single, medsyn or regression; `width`: the setting that says how wide it is;
-    `coded`: trained as the original was, instead of like the other cells."""
+    "One way of drawing slices; `kind`: cascade, single, medsyn or regression; `width`: its setting; `coded`: trained as the original was."
     name: str
     title: str
     kind: str
@@ -315,8 +315,7 @@ class Variant:
 
     def evaluations(self, settings, stage):
         "How often a stage's network is asked for one image: (evaluations, of its time steps)."
-        if self.kind == "regression": return 1, 1
-        if self.kind == "medsyn": return settings.medsyn_evaluations, 1000
+        if self.kind in ("medsyn", "regression"): return (settings.medsyn_evaluations, 1000) if self.kind == "medsyn" else (1, 1)
         steps, times = settings.timesteps[bool(stage.factor)], len(settings.sides) if self.kind == "single" else 1
         if self.coded: steps = self.plan(settings, stage).timesteps
         return min(settings.evaluations*times or steps, steps), steps
