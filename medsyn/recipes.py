@@ -26,7 +26,7 @@ from .diffusion import Denoiser, cosine_schedule, diffusion_loss, untold
 from .generation import DiffusionGenerator, SampleSet, device_of, evaluating
 from .intervals import Estimate
 from .randomness import Draw, seeded
-from .runs import array_digest, hardware, progress, read_json, write_json
+from .runs import array_digest, hardware, progress, quiet, read_json, write_json
 from .training import PRECISIONS, Batch, Recipe, _Minimiser, configuration, ema_half_life, fit, warm_up
 from .unet import UNet, counting_flops, forward_flops, parameter_count
 
@@ -238,12 +238,13 @@ def rates_in_turn(recipes, images, slices=3, seconds=10.0, device="cpu", keep=No
     kept = read_json(keep) if keep and Path(keep).exists() else {}
     if kept and about == {key: kept[key] for key in about}: return {name: Estimate(**fields) for name, fields in kept["rates"].items()}
     rates = {name: [] for name in recipes}
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(slices + 1):
-            for name, recipe in recipes.items():
-                recipe.images = 10**12
-                done = fit(recipe, images[name], Path(folder)/name, device=device, minutes=seconds/60)
-                rates[name].append((done.n_images, done.seconds - done.before))
+    turns = [name for _ in range(slices + 1) for name in recipes]
+    with tempfile.TemporaryDirectory() as folder, progress(len(turns), "timing in turn", "slice") as line:
+        for number, name in enumerate(turns, 1):
+            recipes[name].images = 10**12
+            with quiet(): done = fit(recipes[name], images[name], Path(folder)/name, device=device, minutes=seconds/60)
+            rates[name].append((done.n_images, done.seconds - done.before))
+            line.update(number)
     rates = {name: _rate(rows) for name, rows in rates.items()}
     if keep: write_json(keep, about | {"rates": {name: asdict(rate) for name, rate in rates.items()}})
     return rates

@@ -71,14 +71,16 @@ def notebook_of(slug):
 
 # %% ../nbs/library/36_runner.ipynb #6c842f34
 def convert(name, value, like, zero=False):
-    """`value` (text from a command line, or already typed) in the type of `like`, a list with elements like its first.
+    """`value` (text from a command line, or already typed) in the type of `like`, a list with elements like those at their places.
 
-    Numbers must be above 0, or with `zero` not below. `ValueError` says what was expected."""
+    Elements after the end of `like` are like its last. Numbers must be above 0, or with `zero` not below.
+    `ValueError` says what was expected."""
     kind = type(like)
     if isinstance(value, str) and kind is not str:
         try: value = json.loads(value.lower() if kind is bool else value)
         except json.JSONDecodeError: raise ValueError(f"setting {name!r} is {value!r}: expected {_expected(like)}") from None
-    if kind is tuple and isinstance(value, (list, tuple)): value = tuple(convert(name, one, like[0], zero) for one in value)
+    if kind is tuple and isinstance(value, (list, tuple)):
+        value = tuple(convert(name, one, like[min(place, len(like) - 1)], zero) for place, one in enumerate(value))
     if kind is float and type(value) is int: value = float(value)
     if kind is int and type(value) is float and value.is_integer(): value = int(value)
     if type(value) is not kind or value == () or (kind in (int, float) and not (value > 0 or zero and value == 0)):

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'OUTPUTS', 'write_atomic', 'write_json', 'read_json', 'file_digest', 'array_digest', 'package_digest',
-           'shipped', 'cache_folder', 'nearest', 'pick_device', 'Progress', 'progress', 'hardware', 'provenance', 'Run',
-           'set_aside', 'bring_back', 'data_label', 'run_folder', 'make_writable', 'start_run', 'alone_in']
+           'shipped', 'cache_folder', 'nearest', 'pick_device', 'Progress', 'progress', 'quiet', 'hardware',
+           'provenance', 'Run', 'set_aside', 'bring_back', 'data_label', 'run_folder', 'make_writable', 'start_run',
+           'alone_in']
 
 # %% ../nbs/library/00_runs.ipynb #87ce548e
 import hashlib
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import resources
@@ -137,13 +139,16 @@ def _in_kernel():
     return shell is not None and hasattr(shell, "kernel")
 
 # %% ../nbs/library/00_runs.ipynb #10fc3cda
+_QUIET = ContextVar("quiet", default=False)
+
 class Progress:
     "One line of live progress; made by `progress`."
     def __init__(self, total, label, unit, done):
         kernel = _in_kernel()
         pause = 1.0 if kernel else 0.2 if sys.stderr.isatty() else 30.0
         self.bar = tqdm(total=total, initial=done, desc=label, unit=unit, file=_Line() if kernel else sys.stderr, mininterval=pause,
-                        ncols=110, delay=0 if kernel else 2)  # in a terminal, work of a moment is not worth a line
+                        ncols=110, delay=0 if kernel else 2,  # in a terminal, work of a moment is not worth a line
+                        disable=_QUIET.get())
     def update(self, n, **fields):
         "Say that `n` units are done in all; `fields` are shown behind the bar."
         if fields: self.bar.set_postfix_str(", ".join(f"{k} {v}" for k, v in fields.items()), refresh=False)
@@ -155,6 +160,13 @@ def progress(total, label, unit="image", done=0):
     line = Progress(total, label, unit, done)
     try: yield line
     finally: line.bar.close()
+
+@contextmanager
+def quiet():
+    "No lines of `progress` within, for the many small parts of a work that has a line of its own."
+    token = _QUIET.set(True)
+    try: yield
+    finally: _QUIET.reset(token)
 
 # %% ../nbs/library/00_runs.ipynb #7e6a0d71
 def _git(*words):

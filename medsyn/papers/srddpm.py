@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'REPORTED', 'PROTOCOLS', 'VARIANT_OF', 'CLAIMS', 'NETWORKS', 'FIGURES', 'DATA', 'SCALES', 'BLOCKS',
-           'KINDS', 'CELLS', 'WIDER', 'CODED', 'VARIANTS', 'counted', 'open_slices', 'UnitRecipe', 'original_recipe',
+           'KINDS', 'CELLS', 'WIDER', 'CODED', 'VARIANTS', 'counted', 'open_slices', 'UnitRecipe', 'stage_recipe',
            'loss_on', 'Plateau', 'coded_recipe', 'Enlarger', 'EnlargerRecipe', 'Variant', 'work_of', 'train_variant',
            'Slices', 'load_generator', 'EnlargerPass', 'sample_case']
 
@@ -164,7 +164,7 @@ SCALES = {                  #  smoke         laptop         gpu                 
     "broad":                 (10,           19,            38,                  76),
     "window":                (2,            4,             4,                   4),
     "timesteps":             ((2000, 1000), (2000, 1000),  (2000, 1000),        (2000, 1000)),
-    "batch":                 (16,           16,            16,                  16),
+    "batch":                 (16,           4,             8,                   16),
     "images":                (128,          20_000,        20_000,              1_518_000),
     "kept":                  (8,            20,            20,                  10),
     "coded":                 ((2, 32),      (0, 0),        (0, 0),              (600, STEPS*BATCH)),
@@ -186,22 +186,25 @@ assert all(len(row) == 4 for row in SCALES.values())
 
 # %% ../../nbs/papers/srddpm/model.ipynb #5a000016
 class UnitRecipe(DiffusionRecipe):
-    "A `DiffusionRecipe` that trains on values in [0, 1], as the original does (section 2.4 of the notes)."
+    "A `DiffusionRecipe` that trains on values in [0, 1], as the original does."
     def step(self, batch, n_images, draw): return super().step(replace(batch, images=(batch.images + 1)/2), n_images, draw)
 
-def original_recipe(settings, seed, stage, block, channels, gates):
-    "The recipe of one stage as the original trains it: `block` of `BOTTLENECKS`, `channels` wide, with `gates` or without."
+def stage_recipe(settings, seed, stage, block, channels, gates, as_coded=False):
+    """The recipe of one stage: `block` of `BOTTLENECKS`, `channels` wide, with `gates` or without.
+
+    `as_coded`: values in [0, 1], the squared error of the noise, a constant rate and no averaging, as in the original."""
     check_choice(block, BOTTLENECKS, "block")
     window = min(settings.window, max(2, stage.side//16))             # two windows a side at the bottom, at least, so that they can move
     with seeded(seed, f"initial weights, {stage.side} from {stage.low_side}"):
         network = CascadeUNet(stage.side, block, stage.condition_channels(1), gates, channels, window)
     network = network.to(memory_format=torch.channels_last)
     schedule = linear_schedule(settings.timesteps[bool(stage.factor)], 0.00085, 0.0120)
-    about = {"network": "original", "block": block, "channels": channels, "gates": gates, "window": window, "range": [0, 1],
-             "rate": settings.rate}
-    optimiser = partial(torch.optim.AdamW, lr=settings.rate, **OPTIMISER)
-    return staged(UnitRecipe(Denoiser(network, schedule, "epsilon"), optimiser, constant(settings.rate), settings.batch,
-                             settings.images, config=about), stage)
+    about = {"network": "original", "block": block, "channels": channels, "gates": gates, "window": window, "rate": settings.rate}
+    optimiser, ramp = partial(torch.optim.AdamW, lr=settings.rate, **OPTIMISER), max(settings.images//20, 1)
+    if as_coded: kind, objective, rate, average = UnitRecipe, "epsilon", constant(settings.rate), None
+    else: kind, objective, rate, average = DiffusionRecipe, "v", warm_up(settings.rate, ramp), ema_half_life(min(5_000, ramp))
+    return staged(kind(Denoiser(network, schedule, objective), optimiser, rate, settings.batch, settings.images, ema=average,
+                       config=about | {"range": [0, 1] if as_coded else [-1, 1]}), stage)
 
 # %% ../../nbs/papers/srddpm/model.ipynb #5a00002e
 def loss_on(recipe, images, rows, draw):
@@ -247,7 +250,8 @@ def coded_recipe(settings, seed, stage, plan):
     "The recipe of one network of the original with its own training; `settings.coded`: (epochs at most, images an epoch)."
     epochs, epoch = min(plan.epochs, settings.coded[0]), settings.coded[1]
     own = {"rate": plan.rate, "timesteps": (plan.timesteps,)*2, "images": epochs*epoch}
-    recipe = original_recipe(SimpleNamespace(**vars(settings) | own), seed, stage, plan.bottleneck, settings.channels, plan.side == 64)
+    scaled = SimpleNamespace(**vars(settings) | own)
+    recipe = stage_recipe(scaled, seed, stage, plan.bottleneck, settings.channels, plan.side == 64, as_coded=True)
     recipe.modules["rule"] = rule = Plateau(plan, epochs, epoch)
     recipe.learning_rates["network"] = rule.rate
     recipe.config |= {"plateau": {"patience": plan.patience, "restarts": list(plan.restarts), "epoch": epoch}}
@@ -306,7 +310,7 @@ class Variant:
             return house_stage(stage, seed, 1, settings.widths, settings.medsyn_images, settings.medsyn_batch, precision=settings.precision)
         if self.coded: return coded_recipe(settings, seed, stage, self.plan(settings, stage))
         first = self.kind == "cascade" and not stage.factor
-        return original_recipe(settings, seed, stage, self.block, getattr(settings, self.width), first)
+        return stage_recipe(settings, seed, stage, self.block, getattr(settings, self.width), first)
 
     def plan(self, settings, stage):
         "What `PLANS` says of one of its stages."
@@ -410,7 +414,8 @@ def _generator_of(variant, stage, recipe, trained, settings):
     visited = spaced_timesteps(steps, evaluations)
     if variant.kind == "medsyn": return diffusion_generator(recipe, trained, shape, stage.name, ("ddim", ddim), visited, batch, clamp="x0")
     variance = "beta" if evaluations == steps else "posterior"          # as coded; over left out steps beta would leave grain
-    return diffusion_generator(recipe, trained, shape, stage.name, ("ancestral", ancestral), visited, batch, variance=variance)
+    held = {} if variant.coded else {"clamp": "x0"}
+    return diffusion_generator(recipe, trained, shape, stage.name, ("ancestral", ancestral), visited, batch, variance=variance, **held)
 
 # %% ../../nbs/papers/srddpm/model.ipynb #5a000023
 def load_generator(run_folder, settings, variant="medsyn", seed=0, device="cpu", share=1.0, upsample=None):
@@ -431,7 +436,7 @@ def load_generator(run_folder, settings, variant="medsyn", seed=0, device="cpu",
     made_by = {"generator": variant, "stages": about, "evaluations": sum(made["evaluations"] for made in about),
                "weights": "-".join(made["weights"][:8] for made in about), "images_seen": about[-1]["images_seen"],
                "levels": [stage.level for stage in inside.stages], **told}
-    return Slices(inside, made_by, (-1, 1) if chosen.kind == "medsyn" else (0, 1))
+    return Slices(inside, made_by, (0, 1) if chosen.coded else (-1, 1))
 
 class EnlargerPass(OnePass):
     "One pass of an `Enlarger`; a condition's image (n, 1, s, s) is what it enlarges, and `ValueError` says so if there is none."
