@@ -239,7 +239,7 @@ def rates_in_turn(recipes, images, slices=3, seconds=10.0, device="cpu", keep=No
     if kept and about == {key: kept[key] for key in about}: return {name: Estimate(**fields) for name, fields in kept["rates"].items()}
     rates = {name: [] for name in recipes}
     turns = [name for _ in range(slices + 1) for name in recipes]
-    with tempfile.TemporaryDirectory() as folder, progress(len(turns), "timing in turn", "slice") as line:
+    with tempfile.TemporaryDirectory() as folder, progress(len(turns), "timing in turn", "turn") as line:
         for number, name in enumerate(turns, 1):
             recipes[name].images = 10**12
             with quiet(): done = fit(recipes[name], images[name], Path(folder)/name, device=device, minutes=seconds/60)

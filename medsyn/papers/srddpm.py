@@ -295,11 +295,10 @@ class Variant:
 
     def stages(self, settings, seed):
         "The `Stage`s that it is made of, named as their training folders, the smallest first."
-        sides = settings.sides
+        sides, below = settings.sides, (None, *settings.sides)
         if self.kind == "regression": return (Stage(f"regression-{sides[-1]}-seed{seed}", sides[-1], sides[-1]//sides[0]),)
         if self.kind == "single": return (Stage(f"{self.name}-{sides[-1]}-seed{seed}", sides[-1], clip=False),)
         noised = {"levels": settings.levels, "level": settings.level, "told": True} if self.kind == "medsyn" else {}
-        below = (None, *sides)
         return tuple(Stage(f"{self.name}-{side}-seed{seed}", side, *((side//low,) if low else ()), **(noised if low else {}),
                            clip=self.kind == "medsyn") for low, side in zip(below, sides, strict=False))
 
@@ -309,8 +308,8 @@ class Variant:
         if self.kind == "medsyn":
             return house_stage(stage, seed, 1, settings.widths, settings.medsyn_images, settings.medsyn_batch, precision=settings.precision)
         if self.coded: return coded_recipe(settings, seed, stage, self.plan(settings, stage))
-        first = self.kind == "cascade" and not stage.factor
-        return stage_recipe(settings, seed, stage, self.block, getattr(settings, self.width), first)
+        gates = self.kind == "cascade" and not stage.factor
+        return stage_recipe(settings, seed, stage, self.block, getattr(settings, self.width), gates)
 
     def plan(self, settings, stage):
         "What `PLANS` says of one of its stages."
@@ -319,7 +318,8 @@ class Variant:
 
     def evaluations(self, settings, stage):
         "How often a stage's network is asked for one image: (evaluations, of its time steps)."
-        if self.kind in ("medsyn", "regression"): return (settings.medsyn_evaluations, 1000) if self.kind == "medsyn" else (1, 1)
+        if self.kind == "regression": return 1, 1
+        if self.kind == "medsyn": return settings.medsyn_evaluations, 1000
         steps, times = settings.timesteps[bool(stage.factor)], len(settings.sides) if self.kind == "single" else 1
         if self.coded: steps = self.plan(settings, stage).timesteps
         return min(settings.evaluations*times or steps, steps), steps
@@ -414,8 +414,8 @@ def _generator_of(variant, stage, recipe, trained, settings):
     visited = spaced_timesteps(steps, evaluations)
     if variant.kind == "medsyn": return diffusion_generator(recipe, trained, shape, stage.name, ("ddim", ddim), visited, batch, clamp="x0")
     variance = "beta" if evaluations == steps else "posterior"          # as coded; over left out steps beta would leave grain
-    held = {} if variant.coded else {"clamp": "x0"}
-    return diffusion_generator(recipe, trained, shape, stage.name, ("ancestral", ancestral), visited, batch, variance=variance, **held)
+    clamp = None if variant.coded else "x0"
+    return diffusion_generator(recipe, trained, shape, stage.name, ("ancestral", ancestral), visited, batch, variance=variance, clamp=clamp)
 
 # %% ../../nbs/papers/srddpm/model.ipynb #5a000023
 def load_generator(run_folder, settings, variant="medsyn", seed=0, device="cpu", share=1.0, upsample=None):
